@@ -2,8 +2,117 @@
 // Shapes, dtypes and contiguity are checked by the Python callers in kernels/.
 #include <pybind11/pybind11.h>
 
+#include "cpu/attention.h"
+#include "cpu/linear.h"
+#include "cpu/ops.h"
+#include "cpu/rowwise.h"
+#include "cpu/simd.h"
+
 namespace py = pybind11;
+using namespace minilava;
+
+namespace {
+
+template <typename T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const auto without_gil = py::call_guard<py::gil_scoped_release>();
+
+void bind_simd(py::module_& m) {
+    m.def("simd_level", &simd_name, "The instruction set in use: avx512, avx2 or portable.");
+    m.def("set_simd", &set_simd, py::arg("name"), "Use this instruction set from now on; auto for the best.");
+}
+
+void bind_preprocess(py::module_& m) {
+    m.def(
+        "resize",
+        [](uintptr_t src, int h, int w, int channels, ptrdiff_t stride, uintptr_t dst, int out_h, int out_w,
+           bool vertical_first, int threads) {
+            resize({at<uint8_t>(src), h, w, channels, stride}, at<uint8_t>(dst), out_h, out_w, vertical_first, threads);
+        },
+        without_gil);
+    m.def(
+        "patchify",
+        [](uintptr_t views, uintptr_t dst, int n, int view, int patch, int threads) {
+            patchify(at<uint8_t>(views), at<float>(dst), n, view, patch, threads);
+        },
+        without_gil);
+    m.def(
+        "resize_patchify",
+        [](uintptr_t src, int h, int w, ptrdiff_t stride, uintptr_t dst, int view, int patch, bool vertical_first,
+           int threads) {
+            resize_patchify({at<uint8_t>(src), h, w, 3, stride}, at<float>(dst), view, patch, vertical_first, threads);
+        },
+        without_gil);
+}
+
+void bind_linear(py::module_& m) {
+    m.def(
+        "linear_rows",
+        [](uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t residual, uintptr_t y, long rows, long n, long k,
+           bool is_bf16) {
+            linear_rows({at<void>(x), at<void>(w), at<void>(bias), at<void>(residual), at<void>(y), rows, n, k},
+                        is_bf16);
+        },
+        without_gil);
+}
+
+void bind_attention(py::module_& m) {
+    m.def(
+        "attention",
+        [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len,
+           long queries, long rows, long sequences, long heads, long kv_heads, long dim, long q_stride, long k_stride,
+           long v_stride, bool causal, float scale, bool is_bf16) {
+            attention(
+                {at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<int32_t>(cu_q), at<int32_t>(k_start),
+                 at<int32_t>(k_len), sequences, heads, kv_heads, dim, q_stride, k_stride, v_stride, causal, scale},
+                queries, rows, is_bf16);
+        },
+        without_gil);
+}
+
+void bind_norm(py::module_& m) {
+    m.def(
+        "rms_norm",
+        [](uintptr_t x, uintptr_t weight, uintptr_t y, long rows, long dim, float eps) {
+            rms_norm(at<float>(x), at<float>(weight), at<float>(y), rows, dim, eps);
+        },
+        without_gil);
+}
+
+void bind_rope_kv(py::module_& m) {
+    m.def(
+        "rope_kv",
+        [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
+           uintptr_t k_cache, uintptr_t v_cache, long rows, long heads, long kv_heads, long dim, long table_rows,
+           long cache_rows, long q_stride, long k_stride, long v_stride) {
+            rope_kv({at<float>(q), at<float>(k), at<float>(v), at<float>(cos), at<float>(sin), at<int64_t>(positions),
+                     at<int64_t>(slots), at<float>(k_cache), at<float>(v_cache), rows, heads, kv_heads, dim, table_rows,
+                     cache_rows, q_stride, k_stride, v_stride});
+        },
+        without_gil);
+}
+
+void bind_swiglu(py::module_& m) {
+    m.def(
+        "swiglu",
+        [](uintptr_t gate, uintptr_t up, long rows, long width, long gate_stride, long up_stride) {
+            swiglu(at<float>(gate), at<float>(up), rows, width, gate_stride, up_stride);
+        },
+        without_gil);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "minilava CPU kernels; every pointer is an address of contiguous memory checked by the caller";
+    bind_simd(m);
+    bind_preprocess(m);
+    bind_linear(m);
+    bind_attention(m);
+    bind_norm(m);
+    bind_rope_kv(m);
+    bind_swiglu(m);
 }

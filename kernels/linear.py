@@ -1,0 +1,100 @@
+"""Linear layer: y = act(x W^T + bias) + residual.
+
+For M rows of x and a weight of N x K the work is 2 M N K FLOPs over N K weights that are read once. Up to a few dozen
+FLOPs per byte (M of about 16) the time is the time to read W, and the native kernel reads it at the speed of memory,
+where MKL's matrix-vector product reaches less than half of it. It adds in one fixed order per (row, output): a row's
+result is the same bits alone and among others. Above that the time is FLOPs, and oneDNN is used: MKL takes a slow path
+on AMD.
+"""
+
+import torch
+import torch.nn.functional as F
+
+try:
+    from minilava import _C
+except ImportError:
+    _C = None
+
+# Most rows the native kernel takes. Measured: beyond it oneDNN's blocked product is faster although it packs W.
+NATIVE_ROWS = {torch.float32: 16, torch.bfloat16: 8}
+_ATTR = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+_DTYPES = (torch.float32, torch.bfloat16)
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def linear_reference(x, weight, bias=None, activation=None, residual=None):
+    y = activate(F.linear(x, weight, bias), activation)
+    return y if residual is None else y + residual
+
+
+def activate(x, activation):
+    if activation is None:
+        return x
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def linear(x, weight, bias=None, activation=None, residual=None, impl=None):
+    """x (..., K), weight (N, K), bias (N) -> (..., N). activation: None, "gelu" or "gelu_tanh".
+
+    impl forces "reference", "native" or "onednn".
+    """
+    if impl is None:
+        impl = implementation(x, weight, bias, residual)
+    if impl == "native":
+        return _native(x, weight, bias, activation, residual)
+    if impl == "onednn":
+        return _onednn(x, weight, bias, activation, residual)
+    return linear_reference(x, weight, bias, activation, residual)
+
+
+def implementation(x, weight, bias=None, residual=None) -> str:
+    """Which implementation linear() uses for these tensors."""
+    if x.device.type != "cpu" or x.dtype not in _DTYPES or weight.dtype != x.dtype:
+        return "reference"
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        return "reference"
+    if _C is not None and x.numel() <= NATIVE_ROWS[x.dtype] * x.shape[-1]:
+        return "native"
+    return "reference" if _ONEDNN is None else "onednn"
+
+
+def _native(x, weight, bias, activation, residual):
+    n, k = weight.shape
+    shape = (*x.shape[:-1], n)
+    if (
+        x.shape[-1] != k
+        or weight.dtype != x.dtype
+        or not weight.is_contiguous()
+        or (bias is not None and bias.shape != (n,))
+    ):
+        raise ValueError(
+            f"linear: x {tuple(x.shape)} {x.dtype} does not fit weight {tuple(weight.shape)} {weight.dtype}"
+        )
+    x = x.contiguous()
+    y = x.new_empty(shape)
+    add, late = (None, residual) if activation else (residual, None)
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"linear: residual {tuple(residual.shape)} is not {shape}")
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    add = None if add is None else add.to(x.dtype).contiguous()
+    _C.linear_rows(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if add is None else add.data_ptr(),
+        y.data_ptr(),
+        x.numel() // k,
+        n,
+        k,
+        x.dtype is torch.bfloat16,
+    )
+    y = activate(y, activation)
+    return y if late is None else y.add_(late)
+
+
+def _onednn(x, weight, bias, activation, residual):
+    if residual is not None and activation is None:
+        return _ONEDNN.binary(x, residual, weight, bias, "add")
+    attr, algorithm = _ATTR[activation]
+    y = _ONEDNN(x, weight, bias, attr, [], algorithm)
+    return y if residual is None else y.add_(residual)

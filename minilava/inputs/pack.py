@@ -1,0 +1,89 @@
+"""Samples -> Packed: concatenate everything and say which feature row goes to which token row (spec 5.6).
+
+Unlike upstream, nothing is truncated, nothing is padded, and a count that does not match is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minilava.config import IGNORE, IMAGE
+from minilava.errors import UserError
+from minilava.inputs.geometry import NEWLINE
+from minilava.inputs.sample import Sample
+from minilava.packed import Packed
+
+
+def check_length(sample: Sample, max_length: int, reserve: int = 0) -> None:
+    """Refuse a sample that does not fit the context together with ``reserve`` tokens still to be generated."""
+    if sample.tokens + reserve > max_length:
+        room = f" and {reserve} new tokens" if reserve else ""
+        raise UserError(
+            f"the prompt's {sample.tokens} tokens ({sample.image_tokens} of them from "
+            f"{len(sample.layouts)} images){room} exceed the context of {max_length}: "
+            "use fewer images or frames, or pooling"
+        )
+
+
+def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
+    """One batch of all samples in order. patches_per_view: P, the feature rows of one view."""
+    total_views = sum(layout.views for s in samples for layout in s.layouts)
+    weighted = [la for s in samples for la in s.layouts if la.weights is not None]
+    maxima = [la for s in samples for la in s.layouts if la.taps is not None and la.weights is None]
+    # The bank's sections: features, weighted mixtures, maxima, newline.
+    mix_at = total_views * patches_per_view
+    max_at = mix_at + sum(len(la.taps) for la in weighted)
+    newline_at = max_at + sum(len(la.taps) for la in maxima)
+
+    ids, positions, labels, rows, source, lengths = [], [], [], [], [], []
+    mix_taps, max_taps, token, view = [], [], 0, 0
+    for sample in samples:
+        at = np.asarray(sample.ids, np.int64)
+        holes = np.flatnonzero(at == IMAGE)
+        if len(holes) != len(sample.layouts):
+            raise UserError(f"{len(holes)} image placeholders but {len(sample.layouts)} images")
+        widths = np.ones(len(at), np.int64)
+        widths[holes] = [la.tokens for la in sample.layouts]
+        starts = np.cumsum(widths) - widths  # the first packed row of every prompt token
+        length = int(widths.sum())
+        ids.append(np.repeat(np.where(at == IMAGE, 0, at), widths))
+        positions.append(np.arange(length))
+        if sample.labels is not None:
+            marks = np.asarray(sample.labels, np.int64)
+            labels.append(np.repeat(np.where(at == IMAGE, IGNORE, marks), widths))
+        for hole, la in zip(holes, sample.layouts, strict=True):
+            rows.append(token + starts[hole] + np.arange(la.tokens))
+            own, base = la.views * patches_per_view, view * patches_per_view
+            where = la.source + base
+            if la.taps is not None:
+                section, offset = (max_taps, max_at) if la.weights is None else (mix_taps, mix_at)
+                mixed = la.source >= own
+                where = np.where(mixed, la.source - own + offset + sum(map(len, section)), where)
+                section.append(la.taps + base)
+            source.append(np.where(la.source == NEWLINE, newline_at, where))
+            view += la.views
+        lengths.append(length)
+        token += length
+
+    def cat(parts: list[np.ndarray]) -> Tensor | None:
+        return torch.from_numpy(np.concatenate(parts)) if parts else None
+
+    patches = [p for s in samples for p in s.patches]
+    mix_weights = cat([la.weights.astype(np.float32) for la in weighted])
+    return Packed(
+        ids=cat(ids),
+        positions=cat(positions),
+        cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        lengths=tuple(lengths),
+        patches=torch.cat(patches) if patches else None,
+        splice_rows=cat(rows),
+        splice_source=cat(source),
+        mix_taps=cat(mix_taps),
+        mix_weights=mix_weights,
+        max_taps=cat(max_taps),
+        labels=cat(labels),
+    )

@@ -1,0 +1,159 @@
+"""Messages with media -> one Sample: token ids, patches, and where each medium's tokens come from.
+
+A recipe also fixes the pixels: authors and hf squash every picture; train tiles a lone picture and pads several
+(spec 3.6). ``anyres`` overrides that either way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minilava.config import IMAGE, ImageConfig, ModelConfig
+from minilava.errors import UserError
+from minilava.inputs import geometry, pixels
+from minilava.inputs.chat import encode
+from minilava.inputs.geometry import Layout
+
+MAX_CHARACTERS_PER_TOKEN = 128  # the longest entry of the Qwen vocabulary, a run of spaces
+MARKERS = re.compile(r"<image>|<video>")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One thing a marker stands for. kind: image, video or views; frames: its RGB pictures in order.
+    pool: none (every frame is an image of its own) or one of geometry.POOLS, for a video."""
+
+    kind: str
+    frames: Sequence[Image.Image]
+    pool: str = "none"
+
+    @property
+    def placeholders(self) -> int:
+        return 1 if self.pool != "none" else len(self.frames)
+
+
+@dataclass
+class Sample:
+    """ids: every image placeholder is IMAGE. layouts: one per placeholder. patches: float32 (n, P, C) each, or empty
+    when only the counts are wanted. labels: as ids, or None."""
+
+    ids: list[int]
+    layouts: list[Layout]
+    patches: list[Tensor] = field(default_factory=list)
+    labels: list[int] | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(layout.tokens for layout in self.layouts)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) - len(self.layouts) + self.image_tokens
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How prompts and pictures are written down; see inputs.chat for the names."""
+
+    name: str = "authors"
+    layout: str = "interleaved"
+    anyres: bool | None = None  # None: as the recipe does it
+    newline_position: str = "grid"  # of pooled videos
+
+    def image_config(self, config: ModelConfig, lone_image: bool) -> ImageConfig:
+        """The pixel and token geometry of the pictures of one conversation."""
+        base = config.image
+        if self.name == "hf":
+            base = replace(base, mm_patch_merge_type="flat")
+        anyres = self.name == "train" and lone_image if self.anyres is None else self.anyres
+        if anyres:
+            return base if geometry.is_anyres(base) else replace(base, image_aspect_ratio="anyres")
+        return replace(base, image_aspect_ratio="pad" if self.name == "train" else "square")
+
+
+def place_media(text: str, media: Sequence[Medium]) -> list[dict]:
+    """Message parts of a text in which <image> and <video> stand for media; media without a marker go in front.
+
+    <video> takes the next video or folder of views, <image> the next image, or the next of the others once no image
+    is left. Raises UserError where markers outnumber media.
+    """
+    markers = MARKERS.findall(text)
+    if len(markers) > len(media):
+        raise UserError(f"the prompt has {len(markers)} placeholders but {len(media)} media were given")
+    left = list(media)
+
+    def take(marker: str) -> Medium:
+        wanted = [m for m in left if (m.kind == "image") == (marker == "<image>")]
+        if not wanted and marker == "<video>":
+            raise UserError("the prompt has a <video> for which no video or folder of views was given")
+        medium = (wanted or left)[0]
+        left.remove(medium)
+        return medium
+
+    parts: list[dict] = []
+    placed = [take(m) for m in markers]
+    for i, piece in enumerate(MARKERS.split(text)):
+        if i:
+            parts.append({"type": "media", "media": placed[i - 1]})
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    if left:
+        front = [{"type": "media", "media": m} for m in left]
+        if parts and parts[0]["type"] == "text":
+            parts[0]["text"] = "\n" + parts[0]["text"]
+        parts = front + parts
+    return parts
+
+
+def build_sample(
+    conversation: Sequence[dict],
+    tokenizer: Any,
+    config: ModelConfig,
+    recipe: Recipe,
+    labels: str | None = None,
+    with_patches: bool = True,
+) -> Sample:
+    """conversation: {"role", "content": list of {"type": "text"} and {"type": "media", "media": Medium}} messages."""
+    text = sum(len(p["text"]) for m in conversation for p in m["content"] if p["type"] == "text")
+    if text > config.max_length * MAX_CHARACTERS_PER_TOKEN:  # before the tokenizer spends minutes on it
+        raise UserError(f"the prompt is too long: {text} characters for a context of {config.max_length} tokens")
+    media = [p["media"] for m in conversation for p in m["content"] if p["type"] == "media"]
+    flat = [{"role": m["role"], "content": [q for p in m["content"] for q in _expand(p)]} for m in conversation]
+    encoded = encode(flat, tokenizer, recipe.name, labels, recipe.layout)
+    ids, marks = encoded if labels else (encoded, None)
+    lone = len(media) == 1 and media[0].kind == "image"
+    image_config = recipe.image_config(config, lone)
+    sample = Sample(ids, [], [], marks)
+    for medium in media:
+        _add_medium(sample, medium, image_config, recipe, config, with_patches)
+    count = ids.count(IMAGE)
+    if count != len(sample.layouts):
+        raise UserError(f"the prompt has {count} image placeholders but {len(sample.layouts)} images were given")
+    return sample
+
+
+def _expand(part: dict) -> list[dict]:
+    return [{"type": "image"}] * part["media"].placeholders if part["type"] == "media" else [part]
+
+
+def _add_medium(
+    sample: Sample, medium: Medium, image: ImageConfig, recipe: Recipe, config: ModelConfig, with_patches: bool
+) -> None:
+    patch = config.vision.patch_size
+    if medium.pool != "none":
+        one_view = replace(image, image_aspect_ratio="square")  # frames are squashed, never tiled (spec 3.6)
+        sample.layouts.append(geometry.video_layout(len(medium.frames), one_view, medium.pool, recipe.newline_position))
+        if with_patches:
+            sample.patches.append(torch.cat([pixels.patches(f, one_view, patch) for f in medium.frames]))
+        return
+    for frame in medium.frames:
+        sample.layouts.append(geometry.image_layout(frame.size, image))
+        if with_patches:
+            sample.patches.append(pixels.patches(frame, image, patch))

@@ -1,0 +1,19 @@
+"""The projector: Linear -> exact (erf) GELU -> Linear, per patch feature (spec 1.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from minilava_kernels.linear import linear
+
+
+class Projector(nn.Module):
+    def __init__(self, vision_width: int, text_width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(vision_width, text_width)
+        self.fc2 = nn.Linear(text_width, text_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., vision width) -> (..., text width)."""
+        x = linear(x, self.fc1.weight, self.fc1.bias, activation="gelu")
+        return linear(x, self.fc2.weight, self.fc2.bias)

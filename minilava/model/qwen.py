@@ -1,0 +1,137 @@
+"""Qwen1.5 / Qwen2 decoder over packed rows, with an optional KV cache (spec 1.3).
+
+T packed rows, D width, H heads and G key-value heads of K, R cache rows, S sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minilava.config import TextConfig
+from minilava_kernels.attention import attention
+from minilava_kernels.linear import linear
+from minilava_kernels.norm import rms_norm
+from minilava_kernels.rope_kv import rope_kv
+from minilava_kernels.swiglu import swiglu
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which rows attend to which: sequence s's queries are rows cu[s]:cu[s + 1], its keys rows
+    starts[s]:starts[s] + lengths[s] of the cache (or of the batch itself), causal up to the last key.
+
+    cu: int32 (S + 1,). starts, lengths: int32 (S,). slots: int64 (T,), the cache row of each new row, None without
+    a cache. max_q, max_k: the longest of each, on the host, so that nothing waits for the device.
+    """
+
+    cu: Tensor
+    starts: Tensor
+    lengths: Tensor
+    max_q: int
+    max_k: int
+    slots: Tensor | None = None
+
+    @staticmethod
+    def whole(cu: Tensor, lengths: tuple[int, ...]) -> Segments:
+        """Every sequence attends to itself; no cache."""
+        longest = max(lengths)
+        return Segments(cu, cu[:-1], cu[1:] - cu[:-1], longest, longest)
+
+    def last_rows(self, rows: Tensor) -> Segments:
+        """The same keys, but one query per sequence in ``rows``: the last row of each."""
+        cu = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
+        return Segments(cu, self.starts, self.lengths, 1, self.max_k)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        d, h, g, k = config.width, config.heads, config.kv_heads, config.head_dim
+        self.eps, self.shape = config.eps, (h, g, k)
+        self.norm1, self.norm2 = (nn.RMSNorm(d, config.eps) for _ in range(2))
+        self.q, self.k, self.v = (nn.Linear(d, n * k) for n in (h, g, g))
+        self.o = nn.Linear(h * k, d, bias=False)
+        self.gate, self.up = (nn.Linear(d, config.mlp_width, bias=False) for _ in range(2))
+        self.down = nn.Linear(config.mlp_width, d, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        segments: Segments,
+        kv: tuple[Tensor, Tensor] | None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """x: (T, D). kv: this layer's cache, each (R, G, K), or None. last: only these rows are wanted (int64 (S,)),
+        so keys and values are made for all rows and everything after them for these alone."""
+        h, g, k = self.shape
+        n = rms_norm(x, self.norm1.weight, self.eps)
+        query, key, value = (linear(n, m.weight, m.bias) for m in (self.q, self.k, self.v))
+        slots = segments.slots
+        if kv is None:
+            kv, slots = (
+                (key.new_empty(len(x), g, k), key.new_empty(len(x), g, k)),
+                torch.arange(len(x), device=x.device),
+            )
+        rope_kv(query, key, value, cos, sin, positions, *kv, slots)
+        query = query.view(-1, h, k)
+        if last is not None:
+            query, x, segments = query[last], x[last], segments.last_rows(last)
+        a = attention(
+            query, *kv, segments.cu, segments.starts, segments.lengths, causal=True,
+            max_q=segments.max_q, max_k=segments.max_k,
+        )  # fmt: skip
+        x = linear(a.reshape(len(x), h * k), self.o.weight, residual=x)
+        n = rms_norm(x, self.norm2.weight, self.eps)
+        n = swiglu(linear(n, self.gate.weight), linear(n, self.up.weight))
+        return linear(n, self.down.weight, residual=x)
+
+
+class Qwen(nn.Module):
+    """Token embeddings, blocks, final norm and head (the embedding itself when tied)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_rows, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, config.eps)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocab_rows, bias=False)
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        segments: Segments,
+        cache: list[tuple[Tensor, Tensor]] | None = None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """x: embeddings (T, D); positions: int64 (T,). Returns the normed hidden rows, (T, D), or (S, D) for ``last``.
+        ``last`` must hold the last row of every sequence of the segments."""
+        cos, sin = self.rotary_tables(x)
+        for i, block in enumerate(self.blocks):
+            final = i + 1 == len(self.blocks)
+            kv = None if cache is None else cache[i]
+            x = block(x, cos, sin, positions, segments, kv, last if final else None)
+        return rms_norm(x, self.norm.weight, self.config.eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, D) -> (n, V) in the weights' dtype; V counts the rows on disk."""
+        return linear(hidden, self.embed.weight if self.head is None else self.head.weight)
+
+    def rotary_tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of position * theta^(-2j / K), each (positions, K / 2): angles in float32, cast to x's dtype."""
+        tables = self._tables
+        if tables is None or tables[0].device != like.device or tables[0].dtype != like.dtype:
+            k = self.config.head_dim
+            exponent = torch.arange(0, k, 2, dtype=torch.float32, device=like.device) / k
+            frequency = 1.0 / self.config.rope_theta**exponent
+            angle = torch.arange(self.config.max_positions, device=like.device).float()[:, None] * frequency
+            self._tables = tables = (angle.cos().to(like.dtype), angle.sin().to(like.dtype))
+        return tables

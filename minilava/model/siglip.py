@@ -1,0 +1,61 @@
+"""SigLIP vision tower: patches of any number of views -> patch features (spec 1.1).
+
+V views of P patches of C values; D the tower's width, H heads of K.
+The feature is the residual stream after the last block: the checkpoints' post_layernorm is never applied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minilava.config import VisionConfig
+from minilava_kernels.attention import attention
+from minilava_kernels.linear import linear
+from minilava_kernels.norm import layer_norm
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm1(x)), then x + fc2(gelu_tanh(fc1(norm2(x))))."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        d = config.width
+        self.eps, self.heads, self.head_dim = config.eps, config.heads, config.head_dim
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(d, config.mlp_width), nn.Linear(config.mlp_width, d)
+
+    def forward(self, x: Tensor, cu: Tensor, starts: Tensor, lengths: Tensor, patches: int) -> Tensor:
+        """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block."""
+        n = layer_norm(x, self.norm1.weight, self.norm1.bias, self.eps)
+        q, k, v = (linear(n, m.weight, m.bias).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
+        a = attention(q, k, v, cu, starts, lengths, causal=False, max_q=patches, max_k=patches)
+        x = linear(a.reshape(x.shape), self.out.weight, self.out.bias, residual=x)
+        n = layer_norm(x, self.norm2.weight, self.norm2.bias, self.eps)
+        n = linear(n, self.fc1.weight, self.fc1.bias, activation="gelu_tanh")
+        return linear(n, self.fc2.weight, self.fc2.bias, residual=x)
+
+
+class SigLIP(nn.Module):
+    """The tower. Parameters are created empty (on the meta device by the loader) and filled from a checkpoint."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        d, p = config.width, config.patch_size
+        self.patch = nn.Conv2d(config.channels, d, p, p)
+        self.position = nn.Parameter(torch.empty(config.patches, d))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """patches: float (V, P, C), C in the patch convolution's (channel, row, column) order. Returns (V, P, D)."""
+        views, count, _ = patches.shape
+        weight = self.patch.weight
+        x = linear(patches.to(weight.dtype), weight.view(len(weight), -1), self.patch.bias)
+        x = (x + self.position).view(views * count, -1)
+        cu = torch.arange(0, (views + 1) * count, count, dtype=torch.int32, device=x.device)
+        starts, lengths = cu[:-1], torch.full((views,), count, dtype=torch.int32, device=x.device)
+        for block in self.blocks:
+            x = block(x, cu, starts, lengths, count)
+        return x.view(views, count, -1)

@@ -1,0 +1,51 @@
+"""KV cache: every sequence owns one contiguous run of rows, as long as it may ever get, and no padding lies between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minilava.config import TextConfig
+from minilava.model.qwen import Segments
+
+
+class KVCache:
+    """keys and values of all layers for S sequences: per layer (R, G, K) each, R = the sum of the capacities."""
+
+    def __init__(self, config: TextConfig, capacities: list[int], dtype: torch.dtype, device: torch.device):
+        shape = (sum(capacities), config.kv_heads, config.head_dim)
+        self.layers = [
+            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+            for _ in range(config.layers)
+        ]
+        self.capacities = capacities
+        self.starts = [sum(capacities[:s]) for s in range(len(capacities))]
+        self.lengths = [0] * len(capacities)
+        self.device = device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+
+    def extend(self, sequences: list[int], counts: list[int]) -> tuple[Tensor, Segments]:
+        """Make room for counts[i] new rows of sequences[i]. Returns the new rows' positions, int64 (sum(counts),),
+        and the segments under which they attend to everything cached so far and to themselves."""
+        positions, slots, cu = [], [], [0]
+        for s, n in zip(sequences, counts, strict=True):
+            length = self.lengths[s]
+            if length + n > self.capacities[s]:
+                raise ValueError(f"sequence {s} outgrows its {self.capacities[s]} cache rows")
+            positions.append(torch.arange(length, length + n))
+            slots.append(positions[-1] + self.starts[s])
+            self.lengths[s] = length + n
+            cu.append(cu[-1] + n)
+        lengths = [self.lengths[s] for s in sequences]
+
+        def int32(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32).to(self.device, non_blocking=True)
+
+        starts = int32([self.starts[s] for s in sequences])
+        segments = Segments(
+            int32(cu), starts, int32(lengths), max(counts), max(lengths), torch.cat(slots).to(self.device)
+        )
+        return torch.cat(positions).to(self.device), segments

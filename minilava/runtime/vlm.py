@@ -1,0 +1,327 @@
+"""The public face: load a checkpoint, ask about pictures and videos, get replies, whole or as a stream."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minilava.checkpoint import load_tensors, open_checkpoint
+from minilava.config import ModelConfig
+from minilava.errors import UserError
+from minilava.inputs.chat import LAYOUTS, RECIPES
+from minilava.inputs.media import load_image, load_views
+from minilava.inputs.pack import check_length, pack
+from minilava.inputs.sample import Medium, Recipe, Sample, build_sample, place_media
+from minilava.inputs.video import load_video
+from minilava.model.llava import LLaVA
+from minilava.runtime.engine import Clock, Engine
+from minilava.runtime.sampling import Sampling
+from minilava.runtime.text import TextStream
+from minilava.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """token_ids: generated ids, the end token included when it came. finish_reason: stop or length.
+    timings: seconds per phase and rates; see design of ``--json``."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+    image_tokens: int
+    model: str
+    recipe: str
+    dtype: str
+    quant: str
+    timings: dict[str, float]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class Request:
+    """One conversation to answer: messages whose content is a list of text and media parts."""
+
+    messages: list[dict]
+    sampling: Sampling
+    max_new_tokens: int
+    recipe: Recipe
+
+
+@dataclass
+class Stream:
+    """Iterate for pieces of text; ``reply`` is complete once the iteration has ended."""
+
+    pieces: Iterator[str]
+    result: list[Reply] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.pieces
+
+    @property
+    def reply(self) -> Reply:
+        if not self.result:
+            raise RuntimeError("the stream has not ended yet")
+        return self.result[0]
+
+
+def load(path: str | Path | None = None, device: str = "auto", dtype: str = "auto", quant: str | None = None) -> VLM:
+    """Load a checkpoint directory of either dialect.
+
+    device: auto, cpu or cuda. dtype: auto, float32, bfloat16 or float16 (CUDA only). quant: none.
+    Raises UserError for anything wrong with the path, the files or the arguments.
+    """
+    began = time.perf_counter()
+    if quant not in (None, "none"):
+        raise UserError(f"--quant {quant}: this version runs float weights only; use --quant none")
+    if path is None:
+        raise UserError(
+            "no model given: pass --model with a checkpoint directory "
+            "(python -m minilava.checkpoint random DIR --shape 0.5b writes one to try)"
+        )
+    target = pick_device(device)
+    kind = pick_dtype(dtype, target)
+    checkpoint = open_checkpoint(path)
+    tokenizer = Tokenizer.load(path)
+    with torch.device("meta"):
+        model = LLaVA(checkpoint.config)
+    model.load_state_dict(load_tensors(checkpoint, kind, target), assign=True)
+    model.eval().requires_grad_(False)
+    vlm = VLM(model, tokenizer, str(path))
+    vlm.load_s = time.perf_counter() - began
+    return vlm
+
+
+def pick_device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """auto is bfloat16 where the matrix units take it (CUDA, AMX, AVX512-BF16), else float32."""
+    if name == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+    if name == "float16" and device.type == "cpu":
+        raise UserError("--dtype float16 is not run on a CPU (it is hundreds of times slower there); use float32")
+    return DTYPES[name]
+
+
+class VLM:
+    """A loaded model with its tokenizer. Not made directly: see load()."""
+
+    def __init__(self, model: LLaVA, tokenizer: Tokenizer, name: str):
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.config: ModelConfig = model.config
+        self.load_s = 0.0
+        self.progress: Callable[[Iterable, str], Iterable] = lambda items, _what: items
+        # The image id of the hf dialect and everything from it up has no text: never emitted (spec 1.5, 10.15).
+        banned = () if self.config.image_token_id is None else (self.config.image_token_id,)
+        usable = min(tokenizer.size, self.config.text.vocab_rows)
+        self.engine = Engine(model, usable, banned)
+
+    # --- asking ---------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        views: Sequence[Any] = (),
+        **options: Any,
+    ) -> Reply:
+        """Answer one prompt. <image> and <video> in it say where media go; others go in front.
+
+        images: paths, bytes, PIL images or uint8 (H, W, 3). videos: paths, frame folders, (F, H, W, 3) arrays or lists
+        of images. views: folders of pictures of one scene, in name order.
+        options: see request(). Raises UserError for bad input, never truncates.
+        """
+        stream = self.stream(prompt, images, videos, views, **options)
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def stream(
+        self,
+        prompt: str,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        views: Sequence[Any] = (),
+        **options: Any,
+    ) -> Stream:
+        """As generate(), but iterating over the result yields text as it is decided."""
+        kinds = [("image", s) for s in images] + [("video", s) for s in videos] + [("views", s) for s in views]
+        return self.stream_media(prompt, kinds, **options)
+
+    def stream_media(self, prompt: str, media: Sequence[tuple[str, Any]], **options: Any) -> Stream:
+        """As stream(), with the media in one ordered list of (kind, source): kind is image, video or views."""
+        began = time.perf_counter()
+        loaded = load_media(media, options.pop("frames", 16), options.pop("pool", "none"))
+        request = self.request([{"role": "user", "content": place_media(prompt, loaded)}], **options)
+        return self.answer(request, time.perf_counter() - began)
+
+    def chat(self, messages: Sequence[dict], **options: Any) -> Reply:
+        """Answer a conversation: messages {"role", "content"}, content a text or a list of {"type": "text", "text"},
+        {"type": "image", "image"}, {"type": "video", "video"} and {"type": "views", "views"}. Media of earlier turns
+        are kept. In a content that is a plain text, <image> is only text."""
+        began = time.perf_counter()
+        frames, pool = options.pop("frames", 16), options.pop("pool", "none")
+        request = self.request([_load_message(m, frames, pool) for m in messages], **options)
+        stream = self.answer(request, time.perf_counter() - began)
+        for _ in stream:
+            pass
+        return stream.reply
+
+    def batch(self, requests: Sequence[Request]) -> list[Reply]:
+        """Answer several requests in one packed batch; each gets the tokens it would get alone."""
+        return list(self._run(requests, 0.0))
+
+    def request(
+        self,
+        messages: list[dict],
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float | None = None,
+        seed: int = 0,
+        recipe: str | None = None,
+        layout: str = "interleaved",
+        anyres: bool | None = None,
+        newline_position: str = "grid",
+    ) -> Request:
+        """Check and collect the options of one request. None takes the checkpoint's own: repetition_penalty from its
+        generation_config.json (it applies to greedy decoding too, as upstream), recipe from its dialect."""
+        if max_new_tokens < 1:
+            raise UserError("max-new-tokens must be at least 1")
+        recipe = recipe or self.config.recipe
+        for value, allowed in ((recipe, RECIPES), (layout, LAYOUTS)):
+            if value not in allowed:
+                raise UserError(f"{value!r} is not one of {', '.join(allowed)}")
+        penalty = self.config.repetition_penalty if repetition_penalty is None else repetition_penalty
+        sampling = Sampling(temperature, top_p, top_k, penalty, seed)
+        return Request(messages, sampling, max_new_tokens, Recipe(recipe, layout, anyres, newline_position))
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def sample(self, request: Request) -> Sample:
+        """Tokens and pixels of one request. Raises UserError where it exceeds the context."""
+        plan = build_sample(request.messages, self.tokenizer, self.config, request.recipe, with_patches=False)
+        check_length(plan, self.config.max_length, request.max_new_tokens)
+        return build_sample(request.messages, self.tokenizer, self.config, request.recipe)
+
+    def answer(self, request: Request, media_s: float = 0.0) -> Stream:
+        """Start answering a request; iterate over the result for its text."""
+        result: list[Reply] = []
+        text = TextStream(self.tokenizer)
+
+        def pieces() -> Iterator[str]:
+            for item in self._run([request], media_s, live=True):
+                if isinstance(item, Reply):
+                    result.append(item)
+                elif item not in self.eos_ids and (piece := text.add(item)):
+                    yield piece
+            if rest := text.finish():
+                yield rest
+
+        return Stream(pieces(), result)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return self.config.eos_ids or (self.tokenizer.im_end,)
+
+    def _run(self, requests: Sequence[Request], media_s: float, live: bool = False) -> Iterator[Any]:
+        """Yield the Reply of every request; with ``live`` (one request), first every token as it comes."""
+        began = time.perf_counter()
+        samples = [self.sample(r) for r in requests]
+        packed = pack(samples, self.config.vision.patches)
+        preprocess_s = time.perf_counter() - began
+        clock = Clock()
+        tokens: list[list[int]] = [[] for _ in requests]
+        limits = [r.max_new_tokens for r in requests]
+        steps = self.engine.generate(
+            packed, [r.sampling for r in requests], limits, self.eos_ids, clock=clock, progress=self.progress
+        )
+        for step in steps:
+            for s, token in step:
+                tokens[s].append(token)
+                if live:
+                    yield token
+        timings = self._timings(packed.tokens, media_s, preprocess_s, clock)
+        for request, sample, ids in zip(requests, samples, tokens, strict=True):
+            yield Reply(
+                text=self.tokenizer.decode([i for i in ids if i not in self.eos_ids]),
+                token_ids=ids,
+                finish_reason="stop" if ids[-1] in self.eos_ids else "length",
+                prompt_tokens=sample.tokens,
+                image_tokens=sample.image_tokens,
+                model=self.name,
+                recipe=request.recipe.name,
+                dtype=str(self.engine.dtype).removeprefix("torch."),
+                quant="none",
+                timings=timings,
+            )
+
+    def _timings(self, prompt_tokens: int, media_s: float, preprocess_s: float, clock: Clock) -> dict[str, float]:
+        if self.engine.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.engine.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "load_s": self.load_s,
+            "media_s": media_s,
+            "preprocess_s": preprocess_s,
+            "encode_s": clock.encode_s,
+            "prefill_s": clock.prefill_s,
+            "decode_s": clock.decode_s,
+            "ttft_s": media_s + preprocess_s + clock.ttft_s,
+            "prefill_tokens_per_s": prompt_tokens / clock.prefill_s if clock.prefill_s else 0.0,
+            "decode_tokens_per_s": clock.decode_tokens / clock.decode_s if clock.decode_s else 0.0,
+            "peak_memory_bytes": peak,
+        }
+
+
+def load_media(media: Sequence[tuple[str, Any]], frames: int, pool: str) -> list[Medium]:
+    """(kind, source) pairs -> Medium with decoded frames. frames and pool apply to the videos."""
+    return [_load_medium(kind, source, frames, pool) for kind, source in media]
+
+
+def _load_medium(kind: str, source: Any, frames: int, pool: str) -> Medium:
+    if kind == "image":
+        return Medium("image", [load_image(source)])
+    if kind == "video":
+        return Medium("video", load_video(source, frames), pool)
+    return Medium("views", load_views(source))
+
+
+def _load_message(message: dict, frames: int, pool: str) -> dict:
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise UserError(f"a message needs a 'content' that is a text or a list of parts, not {content!r:.60}")
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image", "video", "views") and kind in part:
+            parts.append({"type": "media", "media": _load_medium(kind, part[kind], frames, pool)})
+        elif kind == "text" and isinstance(part.get("text"), str):
+            parts.append(part)
+        else:
+            raise UserError(f"a message part needs a type of text, image, video or views and its value: {part!r:.80}")
+    return {"role": message.get("role"), "content": parts}
