@@ -2,8 +2,8 @@
 
 A sequence of n queries and m keys costs 4 n m H K FLOPs (half when causal and n = m). Prompts are bound by FLOPs:
 scores stay on chip, block by block, so bytes are q, k, v and the output. One query (decode) is bound by bytes: its
-2 m G K cached elements are read once. Natively each result is added in an order fixed by its own sequence: alone, in a
-batch, and with any number of threads the bits are the same.
+2 m G K cached elements are read once. Natively each result is added in an order fixed by its own sequence: alone,
+in a batch, and with any number of threads the bits are the same.
 
 T query rows, R key rows, S sequences, H heads, G kv heads, K head dim.
 """
@@ -45,9 +45,9 @@ def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
 def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, scale=None, impl=None):
     """q (T, H, K), k and v (R, G, K) -> (T, H, K).
 
-    Sequence s has the queries cu_q[s]:cu_q[s + 1] and the keys k_start[s] + 0..k_len[s] (int32). Causal is aligned to
-    the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation. impl
-    forces "reference", "native", "flash" or "torch".
+    Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
+    to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
+    impl forces "reference", "native", "flash" or "torch".
     """
     if impl is None:
         needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
@@ -58,6 +58,7 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
         return attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale)
     max_q = int(cu_q.diff().max()) if max_q is None else max_q
     max_k = int(k_len.max()) if max_k is None else max_k
+    # A caller without a cache passes k_start = cu_q[:-1]: the same memory says that keys are packed as queries are.
     if impl == "flash" and k_start.data_ptr() == cu_q.data_ptr():
         return _flash(q, k, v, cu_q, max_q, causal, scale)
     return _torch_varlen(q, k, v, cu_q, k_start, k_len, max_q, max_k, causal, scale)
@@ -77,11 +78,10 @@ def _native(q, k, v, cu_q, k_start, k_len, causal, scale):
     r, g, _ = k.shape
     s = k_len.shape[0]
     if k.shape != v.shape or k.shape[2] != d or h % g or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together"
-        )
+        raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
     if cu_q.shape[0] != s + 1 or k_start.shape[0] != s or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32:
         raise ValueError("attention: cu_q (S + 1), k_start (S) and k_len (S) must be int32")
+    cu_q, k_start, k_len = cu_q.contiguous(), k_start.contiguous(), k_len.contiguous()
     q, k, v = _rows(q, d), _rows(k, d), _rows(v, d)
     out = q.new_empty(t, h, d)
     _C.attention(

@@ -1,10 +1,10 @@
 """Linear layer: y = act(x W^T + bias) + residual.
 
-For M rows of x and a weight of N x K the work is 2 M N K FLOPs over N K weights that are read once. Up to a few dozen
-FLOPs per byte (M of about 16) the time is the time to read W, and the native kernel reads it at the speed of memory,
-where MKL's matrix-vector product reaches less than half of it. It adds in one fixed order per (row, output): a row's
-result is the same bits alone and among others. Above that the time is FLOPs, and oneDNN is used: MKL takes a slow path
-on AMD.
+For M rows of x and a weight of N x K the work is 2 M N K FLOPs over N K weights that are read once. Up to a few
+dozen FLOPs per byte (M of about 16) the time is the time to read W, and the native kernel reads it at the speed of
+memory, where MKL's matrix-vector product reaches less than half of it. It adds in one fixed order per (row,
+output): a row's result is the same bits alone and among others. Above that the time is FLOPs, and oneDNN is used:
+MKL takes a slow path on AMD.
 """
 
 import torch
@@ -15,7 +15,7 @@ try:
 except ImportError:
     _C = None
 
-# Most rows the native kernel takes. Measured: beyond it oneDNN's blocked product is faster although it packs W.
+# Most rows the native kernel takes: beyond, oneDNN's blocked product measures faster although it repacks W.
 NATIVE_ROWS = {torch.float32: 16, torch.bfloat16: 8}
 _ATTR = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -61,20 +61,14 @@ def implementation(x, weight, bias=None, residual=None) -> str:
 def _native(x, weight, bias, activation, residual):
     n, k = weight.shape
     shape = (*x.shape[:-1], n)
-    if (
-        x.shape[-1] != k
-        or weight.dtype != x.dtype
-        or not weight.is_contiguous()
-        or (bias is not None and bias.shape != (n,))
-    ):
-        raise ValueError(
-            f"linear: x {tuple(x.shape)} {x.dtype} does not fit weight {tuple(weight.shape)} {weight.dtype}"
-        )
+    if x.shape[-1] != k or weight.dtype != x.dtype or x.dtype not in _DTYPES or not weight.is_contiguous():
+        raise ValueError(f"linear: x {x.dtype} {tuple(x.shape)} and weight {weight.dtype} {tuple(weight.shape)} misfit")
+    if (bias is not None and bias.shape != (n,)) or (residual is not None and residual.shape != shape):
+        raise ValueError(f"linear: bias must be ({n},) and residual {shape}")
     x = x.contiguous()
     y = x.new_empty(shape)
+    # The kernel has no activation: it adds a residual itself only where none comes between.
     add, late = (None, residual) if activation else (residual, None)
-    if residual is not None and residual.shape != shape:
-        raise ValueError(f"linear: residual {tuple(residual.shape)} is not {shape}")
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     add = None if add is None else add.to(x.dtype).contiguous()
     _C.linear_rows(

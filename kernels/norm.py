@@ -1,7 +1,7 @@
 """RMS norm (Qwen) and layer norm (SigLIP).
 
-Both read T x D elements and write as many, with about 4 FLOPs each: bound by memory, or by the cost of the call when T
-is small. The native RMS norm is one pass over rows that stay in the first-level cache.
+Both read T x D elements and write as many, with about 4 FLOPs each: bound by memory, or by the cost of the call
+when T is small. The native RMS norm is one pass over rows that stay in the first-level cache.
 """
 
 import torch

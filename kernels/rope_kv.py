@@ -1,7 +1,7 @@
 """Rotary embedding of q and k, and the write of k and v to the cache, in one call.
 
-Reads and writes q in place (T H K elements), reads k and v and writes them to the cache (T G K each): bound by memory,
-or for one token by the cost of the call, which is why it is one call instead of a dozen.
+Reads and writes q in place (T H K elements), reads k and v and writes them to the cache (T G K each): bound by
+memory, or for one token by the cost of the call, which is why it is one call instead of a dozen.
 
 T tokens, H heads, G kv heads, K head dim, P positions in the tables, R rows of the cache.
 """

@@ -1,7 +1,7 @@
 """SwiGLU: silu(gate) * up.
 
-Reads two and writes one element for each of T x D: 12 bytes and about 20 FLOPs, so bound by memory. Native: one pass
-and the result in gate's memory, where PyTorch makes two passes and a new tensor.
+Reads two and writes one element for each of T x D: 12 bytes and about 20 FLOPs, so bound by memory. Native: one
+pass and the result in gate's memory, where PyTorch makes two passes and a new tensor.
 """
 
 import torch
@@ -23,9 +23,7 @@ def swiglu(gate, up, impl=None):
         impl = implementation(gate, up)
     if impl == "native":
         if gate.shape != up.shape or gate.dim() != 2 or gate.stride(1) != 1 or up.stride(1) != 1:
-            raise ValueError(
-                f"swiglu: gate {tuple(gate.shape)} and up {tuple(up.shape)} must be (T, D), rows contiguous"
-            )
+            raise ValueError(f"swiglu: gate {tuple(gate.shape)} and up {tuple(up.shape)} must be (T, D)")
         if not gate.dtype == up.dtype == torch.float32:
             raise ValueError("swiglu: the native kernel takes float32 only")
         rows, width = gate.shape

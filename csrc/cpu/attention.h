@@ -3,7 +3,7 @@
 #include <cstdint>
 
 struct Attention {
-    const void *q, *k, *v;                  // rows of heads * dim (q) and kv_heads * dim (k, v), all float32 or all bfloat16
+    const void *q, *k, *v;                  // rows of heads * dim and kv_heads * dim, all float32 or all bfloat16
     void* out;                              // (queries, heads, dim), contiguous
     const int32_t *cu_q, *k_start, *k_len;  // sequence s: queries cu_q[s]..cu_q[s + 1], keys k_start[s] + 0..k_len[s]
     long sequences, heads, kv_heads, dim;

@@ -1,6 +1,8 @@
 // Picks the instruction set for linear_rows.
 #include "cpu/linear.h"
 
+#include <omp.h>
+
 #include <vector>
 
 #include "cpu/simd.h"

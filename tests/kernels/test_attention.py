@@ -1,4 +1,4 @@
-"""attention: sequences of every awkward length against float64; the same bits alone, in a batch, on any threads."""
+"""attention: packed sequences of awkward lengths against float64; the same bits alone, in a batch, on any threads."""
 
 import pytest
 import torch
