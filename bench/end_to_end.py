@@ -35,7 +35,7 @@ from minilava.runtime.vlm import VLM
 CACHE = Path.home() / ".cache" / "minilava"
 PHOTOS = [Path(minilava.__file__).parent / "assets" / name for name in ("cat.jpg", "rocket.jpg")]
 PROMPT = "What do these two pictures have in common?"
-COLUMNS = ["what", "minilava", "transformers", "unit", "ratio", "target", "% of limit"]
+COLUMNS = ["what", "minilava", "other", "unit", "other is", "ratio", "target", "% of limit"]
 # Eight sequences of different lengths, mean 294 tokens.
 LENGTHS = (512, 64, 300, 450, 128, 380, 200, 320)
 
@@ -71,8 +71,11 @@ class Ours:
         return self.vlm.generate(PROMPT, PHOTOS, recipe="hf", max_new_tokens=32).token_ids
 
 
-def row(what: str, ours: float, theirs: float | str, unit: str, ratio: float, target: str, limit: float | str) -> dict:
-    return dict(zip(COLUMNS, (what, ours, theirs, unit, ratio, target, limit), strict=True))
+def row(
+    what: str, ours: float, other: float, unit: str, ratio: float, target: str, limit: float | str,
+    against: str = "transformers",
+) -> dict:  # fmt: skip
+    return dict(zip(COLUMNS, (what, ours, other, unit, against, ratio, target, limit), strict=True))
 
 
 def phases(ours: Ours, theirs: Transformers, limits: dict[str, float], repeats: int) -> list[dict]:
@@ -98,10 +101,10 @@ def phases(ours: Ours, theirs: Transformers, limits: dict[str, float], repeats: 
     floor = (weights + kv * (LENGTHS[0] + steps / 2)) / limits["read_gbps"] / 1e9
     floor8 = (weights + kv * (sum(LENGTHS) + 8 * steps / 2)) / limits["read_gbps"] / 1e9
     percent = 100 * floor / one
-    rows.append(row("decode, 512 tokens of context", 1 / one, 1 / peer, "tokens/s", peer / one, "1.5", percent))
+    rows.append(row("decode, 512 tokens of context", 1 / one, 1 / peer, "tokens/s", peer / one, ">= 1.5", percent))
     rows.append(
-        row("decode, 8 sequences packed", 8 / eight, 1 / one, "tokens/s (right: alone)", 8 * one / eight, "5",
-            100 * floor8 / eight)
+        row("decode, 8 sequences packed", 8 / eight, 1 / one, "tokens/s", 8 * one / eight, ">= 5", 100 * floor8 / eight,
+            "minilava, one sequence")
     )  # fmt: skip
 
     progress("prefill")
@@ -110,7 +113,7 @@ def phases(ours: Ours, theirs: Transformers, limits: dict[str, float], repeats: 
     block = sum(p.numel() for p in ours.vlm.model.text.blocks.parameters())
     flops = 2 * block * 2048 + 4 * text.layers * text.heads * text.head_dim * 2048 * 2048 / 2
     floor = flops / limits["gflops"] / 1e9
-    rows.append(row("prefill, 2048 tokens", 2048 / a, 2048 / b, "tokens/s", b / a, "1.3", 100 * floor / a))
+    rows.append(row("prefill, 2048 tokens", 2048 / a, 2048 / b, "tokens/s", b / a, ">= 1.3", 100 * floor / a))
 
     progress("encode")
     photo = Image.open(PHOTOS[0]).convert("RGB")
@@ -125,14 +128,14 @@ def phases(ours: Ours, theirs: Transformers, limits: dict[str, float], repeats: 
     v = ours.vlm.config.vision
     blocks = sum(p.numel() for p in ours.vlm.model.vision.blocks.parameters())
     floor = v.patches * (2 * blocks + 4 * v.layers * v.width * v.patches) / limits["gflops"] / 1e9
-    rows.append(row("encode one view", 1 / a, 1 / b, "views/s", b / a, "1.15", 100 * floor / a))
+    rows.append(row("encode one view", 1 / a, 1 / b, "views/s", b / a, ">= 1.15", 100 * floor / a))
 
     progress("two images and 32 tokens")
     peer_answer = partial(theirs.answer, PROMPT, PHOTOS, 32)
     assert ours.answer() == peer_answer(), "end to end: tokens differ"
     times = in_turns({"ours": ours.answer, "peer": peer_answer}, max(repeats // 2, 2))
     a, b = median(times["ours"]), median(times["peer"])
-    rows.append(row("two images + 32 tokens", a, b, "s", b / a, "1.4", ""))
+    rows.append(row("two images + 32 tokens", a, b, "s", b / a, ">= 1.4", ""))
     return rows
 
 
@@ -151,13 +154,12 @@ def main() -> None:
     ours = Ours(args.model)
     rows = phases(ours, theirs, limits, args.repeats)
     picture = preprocess.rows([(1920, 1080)])[0]
-    for peer, target in (("HF processor", "5"), ("Pillow resize", "3")):
+    for peer, target in (("HF processor", ">= 5"), ("Pillow resize", ">= 3")):
         a, b = picture["ours ms"], picture[f"{peer} ms"]
-        what = f"preprocess 1920x1080 (right: {peer})"
-        rows.append(row(what, a, b, "ms", b / a, target, picture["% of limit"]))
+        rows.append(row("preprocess 1920x1080", a, b, "ms", b / a, target, picture["% of limit"], peer))
     loads = in_turns({"ours": lambda: Ours(args.model).load_s}, args.repeats)
     seconds = median(loads["ours"])
-    rows.append(row("load, float32, page cache", seconds, theirs.load_s, "s", theirs.load_s / seconds, "2 s", ""))
+    rows.append(row("load, float32, page cache", seconds, theirs.load_s, "s", theirs.load_s / seconds, "<= 2 s", ""))
     report("end_to_end", rows, COLUMNS, peer=f"transformers {theirs.version}", dtype="float32", limits=limits)
 
 

@@ -95,12 +95,3 @@ def test_sizes():
         assert path.stat().st_size <= 500_000, f
         if path.suffix in (".py", ".cpp", ".cu", ".h", ".inc"):
             assert len(path.read_text().splitlines()) <= 400, f
-
-
-def test_readme_quotes_no_missing_file():
-    """Every path that the README names in backticks exists."""
-    import re
-
-    text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"`((?:minilava|kernels|csrc|bench|tests)/[\w./]+)`", text):
-        assert (ROOT / name).exists(), name

@@ -15,7 +15,7 @@ HELP = "/image FILE, /video FILE and /views DIR attach to the next message; /res
 def chat(vlm: VLM, media: list[tuple[str, Any]], options: dict) -> None:
     """Read turns from stdin until /quit or end of file. media: (kind, source) pairs attached to the first turn.
     A bad file or an overlong conversation is reported and the conversation goes on as it was."""
-    frames, pool = options.pop("frames"), options.pop("pool")
+    frames, pool = vlm.take_frames(options)
     attached = load_media(media, frames, pool)
     messages: list[dict] = []
     _say(HELP)

@@ -15,6 +15,7 @@ from minilava.checkpoint import load_tensors, open_checkpoint
 from minilava.config import ModelConfig
 from minilava.errors import UserError
 from minilava.inputs.chat import LAYOUTS, RECIPES
+from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 from minilava.inputs.media import load_image, load_views
 from minilava.inputs.pack import check_length, pack
 from minilava.inputs.sample import Medium, Recipe, Sample, build_sample, place_media
@@ -171,7 +172,8 @@ class VLM:
     def stream_media(self, prompt: str, media: Sequence[tuple[str, Any]], **options: Any) -> Stream:
         """As stream(), with the media in one ordered list of (kind, source): kind is image, video or views."""
         began = time.perf_counter()
-        loaded = load_media(media, options.pop("frames", 16), options.pop("pool", "none"))
+        frames, pool = self.take_frames(options)
+        loaded = load_media(media, frames, pool)
         request = self.request([{"role": "user", "content": place_media(prompt, loaded)}], **options)
         return self.answer(request, time.perf_counter() - began)
 
@@ -180,7 +182,7 @@ class VLM:
         {"type": "image", "image"}, {"type": "video", "video"} and {"type": "views", "views"}. Media of earlier turns
         are kept. In a content that is a plain text, <image> is only text."""
         began = time.perf_counter()
-        frames, pool = options.pop("frames", 16), options.pop("pool", "none")
+        frames, pool = self.take_frames(options)
         request = self.request([_load_message(m, frames, pool) for m in messages], **options)
         stream = self.answer(request, time.perf_counter() - began)
         for _ in stream:
@@ -210,12 +212,24 @@ class VLM:
         if max_new_tokens < 1:
             raise UserError("max-new-tokens must be at least 1")
         recipe = recipe or self.config.recipe
-        for value, allowed in ((recipe, RECIPES), (layout, LAYOUTS)):
+        for value, allowed in ((recipe, RECIPES), (layout, LAYOUTS), (newline_position, NEWLINE_POSITIONS)):
             if value not in allowed:
                 raise UserError(f"{value!r} is not one of {', '.join(allowed)}")
         penalty = self.config.repetition_penalty if repetition_penalty is None else repetition_penalty
         sampling = Sampling(temperature, top_p, top_k, penalty, seed)
         return Request(messages, sampling, max_new_tokens, Recipe(recipe, layout, anyres, newline_position))
+
+    def take_frames(self, options: dict) -> tuple[int, str]:
+        """Take frames and pool out of the options. No more frames than overflow the context are ever decoded, so that
+        a long video is refused for its tokens and not for its memory."""
+        frames, pool = options.pop("frames", 16), options.pop("pool", "none")
+        if frames < 1:
+            raise UserError("frames must be at least 1")
+        if pool not in POOLS:
+            raise UserError(f"pooling {pool!r} is not one of {', '.join(POOLS)}")
+        side = self.config.image.side
+        tokens = side**2 if pool == "none" else max(side // 2, 1) ** 2
+        return min(frames, self.config.max_length // tokens + 1), pool
 
     # --- running --------------------------------------------------------------------------------------------------
 
