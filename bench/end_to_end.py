@@ -117,7 +117,7 @@ def phases(ours: Ours, theirs: Transformers, limits: dict[str, float], repeats: 
 
     progress("encode")
     photo = Image.open(PHOTOS[0]).convert("RGB")
-    image = Recipe("hf").image_config(ours.vlm.config, lone_image=True)
+    image = Recipe("hf").image_config(ours.vlm.config)
     view = patches(photo, image, ours.vlm.config.vision.patch_size)
     pixels = theirs.processor([photo])
     mine, reference = ours.encode(view)[0], theirs.encode(pixels)[0]

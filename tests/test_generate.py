@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.torch
 from PIL import Image
 
 import minilava
@@ -164,6 +166,22 @@ def test_chat_keeps_earlier_images(tiny, photo):
     assert len(done.stdout.splitlines()) >= 3
     assert "/no/such" in done.stderr and "unknown command /bogus" in done.stderr and "starts over" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_enormous_line_of_a_chat_is_refused(tiny):
+    args = [sys.executable, "-m", "minilava.generate", "--model", str(tiny), "--chat"]
+    done = subprocess.run(args, input=b"x" * (1 << 23), capture_output=True)
+    assert done.returncode == 2 and b"longer than" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_weights_with_nan_are_an_error(capfd, tiny, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny, broken)
+    tensors = safetensors.torch.load_file(tiny / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * float("nan")
+    (broken / "model.safetensors").unlink()
+    safetensors.torch.save_file(tensors, broken / "model.safetensors")
+    assert "NaN" in refused(capfd, "--model", broken, "--prompt", "Hi")
 
 
 def test_chat_of_the_library_equals_a_repeated_conversation(tiny, photo):

@@ -67,15 +67,19 @@ class Recipe:
     anyres: bool | None = None  # None: as the recipe does it
     newline_position: str = "grid"  # of pooled videos
 
-    def image_config(self, config: ModelConfig, lone_image: bool) -> ImageConfig:
-        """The pixel and token geometry of the pictures of one conversation."""
+    def image_config(self, config: ModelConfig, kind: str = "image", lone: bool = False) -> ImageConfig:
+        """The pixel and token geometry of a medium of this kind. lone: it is the conversation's only medium.
+
+        Only images are ever tiled: a video's frames are squashed (spec 3.6), and 3D views are several images.
+        """
         base = config.image
         if self.name == "hf":
             base = replace(base, mm_patch_merge_type="flat")
-        anyres = self.name == "train" and lone_image if self.anyres is None else self.anyres
-        if anyres:
+        tiled = self.name == "train" and lone if self.anyres is None else self.anyres
+        if tiled and kind == "image":
             return base if geometry.is_anyres(base) else replace(base, image_aspect_ratio="anyres")
-        return replace(base, image_aspect_ratio="pad" if self.name == "train" else "square")
+        padded = self.name == "train" and kind != "video"
+        return replace(base, image_aspect_ratio="pad" if padded else "square")
 
 
 def place_media(text: str, media: Sequence[Medium]) -> list[dict]:
@@ -128,11 +132,10 @@ def build_sample(
     flat = [{"role": m["role"], "content": [q for p in m["content"] for q in _expand(p)]} for m in conversation]
     encoded = encode(flat, tokenizer, recipe.name, labels, recipe.layout)
     ids, marks = encoded if labels else (encoded, None)
-    lone = len(media) == 1 and media[0].kind == "image"
-    image_config = recipe.image_config(config, lone)
+    lone = len(media) == 1
     sample = Sample(ids, [], [], marks)
     for medium in media:
-        _add_medium(sample, medium, image_config, recipe, config, with_patches)
+        _add_medium(sample, medium, recipe.image_config(config, medium.kind, lone), recipe, config, with_patches)
     count = ids.count(IMAGE)
     if count != len(sample.layouts):
         raise UserError(f"the prompt has {count} image placeholders but {len(sample.layouts)} images were given")
@@ -148,10 +151,9 @@ def _add_medium(
 ) -> None:
     patch = config.vision.patch_size
     if medium.pool != "none":
-        one_view = replace(image, image_aspect_ratio="square")  # frames are squashed, never tiled (spec 3.6)
-        sample.layouts.append(geometry.video_layout(len(medium.frames), one_view, medium.pool, recipe.newline_position))
+        sample.layouts.append(geometry.video_layout(len(medium.frames), image, medium.pool, recipe.newline_position))
         if with_patches:
-            sample.patches.append(torch.cat([pixels.patches(f, one_view, patch) for f in medium.frames]))
+            sample.patches.append(torch.cat([pixels.patches(f, image, patch) for f in medium.frames]))
         return
     for frame in medium.frames:
         sample.layouts.append(geometry.image_layout(frame.size, image))

@@ -9,6 +9,7 @@ from minilava.errors import UserError
 from minilava.inputs.sample import Medium, place_media
 from minilava.runtime.vlm import VLM, load_media
 
+MAX_LINE = 1 << 22
 HELP = "/image FILE, /video FILE and /views DIR attach to the next message; /reset starts over; /quit ends"
 
 
@@ -46,7 +47,12 @@ def chat(vlm: VLM, media: list[tuple[str, Any]], options: dict) -> None:
 
 def _ask(attached: list[Medium]) -> str:
     if not sys.stdin.isatty():
-        return input().strip()
+        line = sys.stdin.readline(MAX_LINE + 1)
+        if not line:
+            raise EOFError
+        if len(line) > MAX_LINE:  # the rest of it is still unread, so there is no going on
+            raise UserError(f"a line on stdin is longer than {MAX_LINE} characters")
+        return line.strip()
     kinds = ", ".join(m.kind for m in attached)
     return input(f"[{kinds}] > " if kinds else "> ").strip()
 

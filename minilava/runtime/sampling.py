@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,14 @@ class Sampler:
             values = logits[seen]
             logits = logits.clone()
             logits[seen] = torch.where(values < 0, values * s.repetition_penalty, values / s.repetition_penalty)
-        token = int(logits.argmax()) if s.temperature == 0 else self._draw(logits.cpu())
+        token = int(logits.argmax())  # a NaN counts as the largest
+        if not math.isfinite(logits[token]):
+            raise UserError(
+                "the model computed NaN or infinity: its weights are broken (see python -m minilava.checkpoint inspect "
+                "--check) or overflow in this dtype (try --dtype float32)"
+            )
+        if s.temperature > 0:
+            token = self._draw(logits.cpu())
         self.generated.append(token)
         return token
 

@@ -114,7 +114,8 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """auto is bfloat16 where the matrix units take it (CUDA, AMX, AVX512-BF16), else float32."""
     if name == "auto":
-        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private in torch, hence the default
+        fast = device.type == "cuda" or any(getattr(torch.cpu, p, lambda: False)() for p in probes)
         return torch.bfloat16 if fast else torch.float32
     if name not in DTYPES:
         raise UserError(f"--dtype {name!r} is not one of auto, {', '.join(DTYPES)}")

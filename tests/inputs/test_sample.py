@@ -108,3 +108,23 @@ def test_overlong_sample_is_refused_with_the_counts():
     check_length(sample, 18)
     with pytest.raises(UserError, match=r"18 tokens \(16 of them from 1 images\) and 3 new tokens exceed .* 20"):
         check_length(sample, 20, reserve=3)
+
+
+def test_recipes_fix_the_pixels(tiny):
+    """Spec 3.6: what is tiled, padded and squashed, and that frames never are tiled."""
+    from minilava.config import ModelConfig
+    from minilava.inputs.sample import Recipe
+
+    config = ModelConfig.load(tiny)
+
+    def aspect(name, kind, lone=False, anyres=None):
+        return Recipe(name, anyres=anyres).image_config(config, kind, lone).image_aspect_ratio
+
+    assert aspect("train", "image", lone=True) == "anyres" and aspect("train", "image") == "pad"
+    assert aspect("train", "image", lone=True, anyres=False) == "pad"
+    for name in ("authors", "hf"):
+        assert aspect(name, "image", lone=True) == "square" and aspect(name, "image", anyres=True) == "anyres"
+    for name in ("authors", "hf", "train"):
+        assert aspect(name, "video", anyres=True) == aspect(name, "video") == "square"
+    assert aspect("train", "views", anyres=True) == "pad"
+    assert Recipe("hf").image_config(config).mm_patch_merge_type == "flat"

@@ -70,7 +70,7 @@ def random_sample(config, seed):
     """A prompt with 0 to 5 random pictures between random words, as a Sample."""
     rng = np.random.default_rng(seed + 1000)
     count = seed % 6
-    image = Recipe("hf").image_config(config, lone_image=False)
+    image = Recipe("hf").image_config(config)
     sample = Sample(list(rng.integers(0, VOCAB - 1, rng.integers(1, 9))), [])
     for _ in range(count):
         size = tuple(rng.integers(5, 90, 2))

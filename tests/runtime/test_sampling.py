@@ -49,6 +49,13 @@ def test_same_seed_same_tokens():
     assert torch.equal(draws(Sampling(1.0, seed=3), logits), draws(Sampling(1.0, seed=3), logits))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_logits_are_an_error_not_a_token(temperature, broken):
+    with pytest.raises(UserError, match="NaN"):
+        Sampler(Sampling(temperature))(torch.tensor([0.0, broken, 1.0]))
+
+
 @pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}])
 def test_refusals(bad):
     with pytest.raises(UserError):
