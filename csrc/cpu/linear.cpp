@@ -10,9 +10,12 @@
 #include "cpu/each_simd.h"
 
 void linear_rows(const Linear& a, bool is_bf16) {
-    if (!is_bf16) return SIMD_PICK(linear_rows<float>)(a, static_cast<const float*>(a.x));
-    static thread_local std::vector<float> x;  // converted once, not once per tile of W
-    x.resize(a.m * a.k);
-    for (long i = 0; i < a.m * a.k; ++i) x[i] = portable::to_float(static_cast<const bf16*>(a.x)[i]);
-    SIMD_PICK(linear_rows<bf16>)(a, x.data());
+    static thread_local std::vector<float> room;
+    float* packed = nullptr;
+    if (is_bf16 || a.m > 1) {
+        room.resize(a.m * ((a.k + 15) / 16 * 16) + 15);
+        // On a cache line's start: vectors that straddle two lines would cost twice.
+        packed = room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64 / sizeof(float);
+    }
+    is_bf16 ? SIMD_PICK(linear_rows<bf16>)(a, packed) : SIMD_PICK(linear_rows<float>)(a, packed);
 }
