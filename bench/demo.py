@@ -14,7 +14,8 @@ from pathlib import Path
 
 import minilava
 from minilava.checkpoint import write_random
-from minilava.generate import command, status_line
+from minilava.errors import command
+from minilava.generate import status_line
 
 ASSETS = Path(minilava.__file__).parent / "assets"
 PHOTOS = [ASSETS / "cat.jpg", ASSETS / "rocket.jpg"]

@@ -1,6 +1,27 @@
-"""The one exception for everything that the person at the keyboard can fix."""
+"""The one exception for everything that the person at the keyboard can fix, and how a command ends on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
     """Bad input from outside (a file, a prompt, a flag). Its text is one line that says what to do;
     the commands print it as ``minilava: error: ...`` and exit with status 2."""
+
+
+def command(body: Callable[[], None]) -> int:
+    """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError, 130 for Ctrl-C."""
+    try:
+        body()
+    except UserError as e:
+        print(f"minilava: error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nminilava: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of stdout has gone; leave quietly, as other filters do
+        sys.stderr.close()
+        return 141
+    return 0

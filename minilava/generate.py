@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from minilava.errors import UserError
+from minilava.errors import UserError, command
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 
 DEFAULT_PROMPT = "Describe what you see."
@@ -119,22 +119,6 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(flush=True)
         print(status_line(stream.reply), file=sys.stderr)
-
-
-def command(body: Callable[[], None]) -> int:
-    """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError, 130 for Ctrl-C."""
-    try:
-        body()
-    except UserError as e:
-        print(f"minilava: error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nminilava: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of stdout has gone; leave quietly, as other filters do
-        sys.stderr.close()
-        return 141
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from minilava.checkpoint.convert import convert
 from minilava.checkpoint.reader import open_checkpoint
 from minilava.checkpoint.summary import describe
 from minilava.checkpoint.synthetic import DIALECTS, DTYPES, SHAPES, write_random
-from minilava.errors import UserError
+from minilava.errors import UserError, command
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     if args.command == "inspect":
         text, sound = describe(open_checkpoint(args.path), args.check)
         print(text)
@@ -50,18 +50,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"minilava: warning: {warning}", file=sys.stderr)
     else:
         write_random(args.dst, args.shape, args.dialect, args.seed, args.dtype, args.tokenizer, progress=True)
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0; 2 for what the user can fix, with one line on stderr; 130 for Ctrl-C."""
-    try:
-        return run(parser().parse_args(argv))
-    except UserError as e:
-        print(f"minilava: error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return command(lambda: run(parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

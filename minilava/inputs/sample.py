@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -41,8 +40,8 @@ class Medium:
 
 @dataclass
 class Sample:
-    """ids: every image placeholder is IMAGE. layouts: one per placeholder. patches: float32 (n, P, C) each, or empty
-    when only the counts are wanted. labels: as ids, or None."""
+    """ids: every image placeholder is IMAGE. layouts: one per placeholder. patches: float32 (n, P, C), in order, or
+    empty while only the counts are wanted. labels: as ids, or None."""
 
     ids: list[int]
     layouts: list[Layout]
@@ -122,20 +121,24 @@ def build_sample(
     config: ModelConfig,
     recipe: Recipe,
     labels: str | None = None,
-    with_patches: bool = True,
 ) -> Sample:
-    """conversation: {"role", "content": list of {"type": "text"} and {"type": "media", "media": Medium}} messages."""
+    """Token ids and layouts, without pixels yet: the counts can be checked before any picture is resized.
+
+    conversation: {"role", "content": list of {"type": "text"} and {"type": "media", "media": Medium}} messages.
+    """
     text = sum(len(p["text"]) for m in conversation for p in m["content"] if p["type"] == "text")
     if text > config.max_length * MAX_CHARACTERS_PER_TOKEN:  # before the tokenizer spends minutes on it
         raise UserError(f"the prompt is too long: {text} characters for a context of {config.max_length} tokens")
-    media = [p["media"] for m in conversation for p in m["content"] if p["type"] == "media"]
     flat = [{"role": m["role"], "content": [q for p in m["content"] for q in _expand(p)]} for m in conversation]
     encoded = encode(flat, tokenizer, recipe.name, labels, recipe.layout)
     ids, marks = encoded if labels else (encoded, None)
-    lone = len(media) == 1
     sample = Sample(ids, [], [], marks)
-    for medium in media:
-        _add_medium(sample, medium, recipe.image_config(config, medium.kind, lone), recipe, config, with_patches)
+    for medium, image in _media(conversation, config, recipe):
+        if medium.pool != "none":
+            layout = geometry.video_layout(len(medium.frames), image, medium.pool, recipe.newline_position)
+            sample.layouts.append(layout)
+        else:
+            sample.layouts += [geometry.image_layout(frame.size, image) for frame in medium.frames]
     count = ids.count(IMAGE)
     if count != len(sample.layouts):
         raise UserError(f"the prompt has {count} image placeholders but {len(sample.layouts)} images were given")
@@ -146,16 +149,12 @@ def _expand(part: dict) -> list[dict]:
     return [{"type": "image"}] * part["media"].placeholders if part["type"] == "media" else [part]
 
 
-def _add_medium(
-    sample: Sample, medium: Medium, image: ImageConfig, recipe: Recipe, config: ModelConfig, with_patches: bool
-) -> None:
-    patch = config.vision.patch_size
-    if medium.pool != "none":
-        sample.layouts.append(geometry.video_layout(len(medium.frames), image, medium.pool, recipe.newline_position))
-        if with_patches:
-            sample.patches.append(torch.cat([pixels.patches(f, image, patch) for f in medium.frames]))
-        return
-    for frame in medium.frames:
-        sample.layouts.append(geometry.image_layout(frame.size, image))
-        if with_patches:
-            sample.patches.append(pixels.patches(frame, image, patch))
+def add_patches(sample: Sample, conversation: Sequence[dict], config: ModelConfig, recipe: Recipe) -> None:
+    """Resize and normalise the pictures of the conversation that ``sample`` was built from."""
+    for medium, image in _media(conversation, config, recipe):
+        sample.patches += [pixels.patches(frame, image, config.vision.patch_size) for frame in medium.frames]
+
+
+def _media(conversation: Sequence[dict], config: ModelConfig, recipe: Recipe) -> list[tuple[Medium, ImageConfig]]:
+    media = [p["media"] for m in conversation for p in m["content"] if p["type"] == "media"]
+    return [(m, recipe.image_config(config, m.kind, lone=len(media) == 1)) for m in media]

@@ -18,7 +18,7 @@ from minilava.inputs.chat import LAYOUTS, RECIPES
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 from minilava.inputs.media import load_image, load_views
 from minilava.inputs.pack import check_length, pack
-from minilava.inputs.sample import Medium, Recipe, Sample, build_sample, place_media
+from minilava.inputs.sample import Medium, Recipe, Sample, add_patches, build_sample, place_media
 from minilava.inputs.video import load_video
 from minilava.model.llava import LLaVA
 from minilava.runtime.engine import Clock, Engine
@@ -236,9 +236,10 @@ class VLM:
 
     def sample(self, request: Request) -> Sample:
         """Tokens and pixels of one request. Raises UserError where it exceeds the context."""
-        plan = build_sample(request.messages, self.tokenizer, self.config, request.recipe, with_patches=False)
-        check_length(plan, self.config.max_length, request.max_new_tokens)
-        return build_sample(request.messages, self.tokenizer, self.config, request.recipe)
+        sample = build_sample(request.messages, self.tokenizer, self.config, request.recipe)
+        check_length(sample, self.config.max_length, request.max_new_tokens)
+        add_patches(sample, request.messages, self.config, request.recipe)
+        return sample
 
     def answer(self, request: Request, media_s: float = 0.0) -> Stream:
         """Start answering a request; iterate over the result for its text."""
