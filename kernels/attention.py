@@ -3,7 +3,8 @@
 A sequence of n queries and m keys costs 4 n m H K FLOPs (half when causal and n = m). Prompts are bound by FLOPs:
 scores stay on chip, block by block, so bytes are q, k, v and the output. One query (decode) is bound by bytes: its
 2 m G K cached elements are read once. Natively each result is added in an order fixed by its own sequence: alone,
-in a batch, and with any number of threads the bits are the same.
+in a batch, and with any number of threads the bits are the same. Training on a CPU goes through PyTorch's flash
+attention, sequence by sequence, or all at once where they are equally long, as the views of the tower are.
 
 T query rows, R key rows, S sequences, H heads, G kv heads, K head dim.
 """
@@ -12,6 +13,7 @@ import importlib.util
 import inspect
 
 import torch
+import torch.nn.functional as F
 
 try:
     from minilava import _C
@@ -47,19 +49,21 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
-    impl forces "reference", "native", "flash" or "torch".
+    impl forces "reference", "native", "sdpa", "flash" or "torch".
     """
     if impl is None:
-        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        impl = "reference" if needs_grad and q.device.type == "cpu" else implementation(q.device, q.dtype)
+        impl = implementation(q.device, q.dtype)
+        if q.device.type == "cpu" and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
+            impl = "sdpa" if _packed(q, k, cu_q, k_start) else "reference"
     if impl == "native":
         return _native(q, k, v, cu_q, k_start, k_len, causal, scale)
     if impl == "reference":
         return attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale)
+    if impl == "sdpa":
+        return _sdpa(q, k, v, cu_q, causal, scale)
     max_q = int(cu_q.diff().max()) if max_q is None else max_q
     max_k = int(k_len.max()) if max_k is None else max_k
-    # A caller without a cache passes k_start = cu_q[:-1]: the same memory says that keys are packed as queries are.
-    if impl == "flash" and k_start.data_ptr() == cu_q.data_ptr():
+    if impl == "flash" and _packed(q, k, cu_q, k_start):
         return _flash(q, k, v, cu_q, max_q, causal, scale)
     return _torch_varlen(q, k, v, cu_q, k_start, k_len, max_q, max_k, causal, scale)
 
@@ -71,6 +75,27 @@ def implementation(device, dtype) -> str:
     if torch.device(device).type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "reference"
     return "flash" if importlib.util.find_spec("flash_attn") else "torch"
+
+
+def _packed(q, k, cu_q, k_start) -> bool:
+    """Keys are packed as queries are: a caller without a cache passes k_start = cu_q[:-1], the same memory."""
+    return k_start.data_ptr() == cu_q.data_ptr() and len(q) == len(k)
+
+
+def _sdpa(q, k, v, cu, causal, scale):
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    lengths = cu.diff().tolist()
+
+    def attend(q, k, v):  # each (..., n, H, K)
+        q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(-2, -3)
+
+    if len(set(lengths)) == 1:
+        return attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
+    pieces = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
+    return torch.cat([attend(*(t[None] for t in piece))[0] for piece in pieces])
 
 
 def _native(q, k, v, cu_q, k_start, k_len, causal, scale):
@@ -124,7 +149,7 @@ def _torch_varlen(q, k, v, cu_q, k_start, k_len, max_q, max_k, causal, scale):
     from torch.nn.attention.varlen import varlen_attn
 
     # seqused_k keeps the gap between a cache slot's last key and the next slot out, at the price of gradients.
-    packed = k_start.data_ptr() == cu_q.data_ptr()
+    packed = _packed(q, k, cu_q, k_start)
     cu_k = cu_q if packed else torch.cat([k_start, (k_start[-1:] + k_len[-1:])])
     options = {} if packed else {"seqused_k": k_len}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:

@@ -4,7 +4,7 @@ For M rows of x and a weight of N x K the work is 2 M N K FLOPs over N K weights
 dozen FLOPs per byte (M of about 16) the time is the time to read W, and the native kernel reads it at the speed of
 memory, where MKL's matrix-vector product reaches less than half of it. It adds in one fixed order per (row,
 output): a row's result is the same bits alone and among others. Above that the time is FLOPs, and oneDNN is used:
-MKL takes a slow path on AMD.
+MKL takes a slow path on AMD. Training adds two products of the same cost, for x's gradient and for W's.
 """
 
 import torch
@@ -23,7 +23,9 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends
 
 
 def linear_reference(x, weight, bias=None, activation=None, residual=None):
-    y = activate(F.linear(x, weight, bias), activation)
+    """Parameters wider than x (mixed precision: float32 masters) are rounded to x's dtype."""
+    bias = None if bias is None else bias.to(x.dtype)
+    y = activate(F.linear(x, weight.to(x.dtype), bias), activation)
     return y if residual is None else y + residual
 
 
@@ -36,10 +38,14 @@ def activate(x, activation):
 def linear(x, weight, bias=None, activation=None, residual=None, impl=None):
     """x (..., K), weight (N, K), bias (N) -> (..., N). activation: None, "gelu" or "gelu_tanh".
 
-    impl forces "reference", "native" or "onednn".
+    weight and bias may be wider than x; gradients come back in each tensor's own dtype.
+    impl forces "reference", "native", "onednn" or "train".
     """
     if impl is None:
         impl = implementation(x, weight, bias, residual)
+    if impl == "train":
+        y = activate(_Product.apply(x, weight, bias), activation)
+        return y if residual is None else y + residual
     if impl == "native":
         return _native(x, weight, bias, activation, residual)
     if impl == "onednn":
@@ -49,9 +55,11 @@ def linear(x, weight, bias=None, activation=None, residual=None, impl=None):
 
 def implementation(x, weight, bias=None, residual=None) -> str:
     """Which implementation linear() uses for these tensors."""
-    if x.device.type != "cpu" or x.dtype not in _DTYPES or weight.dtype != x.dtype:
+    if x.device.type != "cpu" or x.dtype not in _DTYPES:
         return "reference"
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        return "reference" if _ONEDNN is None else "train"
+    if weight.dtype != x.dtype:
         return "reference"
     if _C is not None and x.numel() <= NATIVE_ROWS[x.dtype] * x.shape[-1]:
         return "native"
@@ -92,3 +100,35 @@ def _onednn(x, weight, bias, activation, residual):
     attr, algorithm = _ATTR[activation]
     y = _ONEDNN(x, weight, bias, attr, [], algorithm)
     return y if residual is None else y.add_(residual)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + bias with gradients, through oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        narrow = weight.to(x.dtype)
+        ctx.save_for_backward(x, narrow)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return _multiply(x, narrow, None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, flat = grad.view(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            dx = _multiply(grad, weight.t().contiguous()) if x.dtype == torch.float32 else grad @ weight
+        if ctx.needs_input_grad[1]:
+            dw = (rows.t() @ flat).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[2]:
+            db = rows.sum(0, dtype=torch.float32).to(ctx.dtypes[1])
+        return dx, dw, db
+
+
+def _multiply(x, weight, bias=None):
+    """In bfloat16 PyTorch's own product is oneDNN's already, and takes transposed operands without a copy."""
+    if x.dtype == torch.float32:
+        return _ONEDNN(x.contiguous(), weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)

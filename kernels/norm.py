@@ -16,7 +16,7 @@ except ImportError:
 def rms_norm_reference(x, weight, eps):
     wide = x if x.dtype == torch.float64 else x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)
+    return weight.to(x.dtype) * normed.to(x.dtype)
 
 
 def rms_norm(x, weight, eps, impl=None):
@@ -43,4 +43,4 @@ def implementation(x, weight) -> str:
 
 def layer_norm(x, weight, bias, eps):
     """PyTorch's own: already one fused, vectorised pass."""
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)

@@ -21,6 +21,11 @@ def rotate_reference(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def rope(q, k, cos, sin):
+    """Rotated copies of q (T, H, K) and k (T, G, K) for training; cos and sin (T, K / 2), one row per token."""
+    return rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
+
+
 def rope_kv_reference(q, k, v, cos, sin, positions, k_cache, v_cache, slots):
     t, (_, g, d) = q.shape[0], k_cache.shape
     cos, sin = cos[positions], sin[positions]

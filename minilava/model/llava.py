@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from minilava.config import ModelConfig
+from minilava.config import IGNORE, ModelConfig
 from minilava.model.projector import Projector
 from minilava.model.qwen import Qwen, Segments
 from minilava.model.siglip import SigLIP
 from minilava.packed import Packed
+from minilava_kernels.cross_entropy import cross_entropy
 from minilava_kernels.pool import mix_rows
 
 # Views encoded at once: enough rows to fill the matrix units, few enough that 128 views do not need 128 views' memory.
@@ -26,9 +27,13 @@ class LLaVA(nn.Module):
         self.projector = Projector(config.vision.width, config.text.width)
         self.newline = nn.Parameter(torch.empty(config.text.width)) if config.newline else None
         self.text = Qwen(config.text)
+        self.dtype: torch.dtype | None = None  # what to compute in where it is narrower than the parameters (training)
 
     def encode(self, patches: Tensor, progress: Callable = lambda items, _what: items) -> Tensor:
         """patches (V, P, C) -> projected features (V, P, D). progress wraps the loop over passes, as tqdm does."""
+        patches = patches.to(self.dtype or self.projector.fc1.weight.dtype)
+        if torch.is_grad_enabled():  # a training batch is one pass: its activations are kept in any case
+            return self.projector(self.vision(patches))
         step = VIEWS_PER_PASS[patches.device.type]
         passes = progress(range(0, len(patches), step), "encoding pictures")
         return torch.cat([self.projector(self.vision(patches[i : i + step])) for i in passes])
@@ -36,6 +41,7 @@ class LLaVA(nn.Module):
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the features spliced in: (T, D)."""
         x = nn.functional.embedding(packed.ids, self.text.embed.weight)
+        x = x if self.dtype is None else x.to(self.dtype)
         if packed.splice_rows is None:
             return x
         features = packed.features if packed.features is not None else self.encode(packed.patches)
@@ -45,13 +51,26 @@ class LLaVA(nn.Module):
         if packed.max_taps is not None:
             bank.append(mix_rows(bank[0], packed.max_taps, None))
         if self.newline is not None:
-            bank.append(self.newline[None])
+            bank.append(self.newline[None].to(x.dtype))
         rows = (torch.cat(bank) if len(bank) > 1 else bank[0])[packed.splice_source]
         return x.index_copy(0, packed.splice_rows, rows.to(x.dtype))
 
     def forward(self, packed: Packed, last_only: bool = False) -> Tensor:
         """Next-token logits of every row, (T, V), or of the last row of every sample, (S, V)."""
-        segments = Segments.whole(packed.cu_seqlens, packed.lengths)
         last = packed.cu_seqlens[1:].long() - 1 if last_only else None
-        hidden = self.text(self.embed(packed), packed.positions, segments, last=last)
-        return self.text.logits(hidden)
+        return self.text.logits(self.hidden(packed, last))
+
+    def hidden(self, packed: Packed, last: Tensor | None = None) -> Tensor:
+        """Normed hidden rows (T, D), or those of the rows ``last``."""
+        segments = Segments.whole(packed.cu_seqlens, packed.lengths)
+        return self.text(self.embed(packed), packed.positions, segments, last=last)
+
+    def losses(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of every labelled token, float32 (N,), and its row, int64 (N,).
+
+        Logits exist for these rows alone, a chunk of the vocabulary at a time. A sample's first token has no
+        predecessor and so no loss (spec 5.8).
+        """
+        rows = torch.nonzero((packed.labels != IGNORE) & (packed.positions > 0))[:, 0]
+        hidden = self.hidden(packed)[rows - 1]
+        return cross_entropy(hidden, self.text.output_weight, packed.labels[rows]), rows

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minilava.config import TextConfig
 from minilava_kernels.attention import attention
 from minilava_kernels.linear import linear
 from minilava_kernels.norm import rms_norm
-from minilava_kernels.rope_kv import rope_kv
+from minilava_kernels.rope_kv import rope, rope_kv
 from minilava_kernels.swiglu import swiglu
 
 
@@ -67,19 +68,18 @@ class Block(nn.Module):
         kv: tuple[Tensor, Tensor] | None,
         last: Tensor | None = None,
     ) -> Tensor:
-        """x: (T, D). kv: this layer's cache, each (R, G, K), or None. last: only these rows are wanted (int64 (S,)),
+        """x: (T, D). kv: this layer's cache, each (R, G, K), with cos and sin the tables that positions index; or None,
+        with cos and sin already one row per token. last: only these rows are wanted (int64 (S,)),
         so keys and values are made for all rows and everything after them for these alone."""
         h, g, k = self.shape
         n = rms_norm(x, self.norm1.weight, self.eps)
         query, key, value = (linear(n, m.weight, m.bias) for m in (self.q, self.k, self.v))
-        slots = segments.slots
         if kv is None:
-            kv, slots = (
-                (key.new_empty(len(x), g, k), key.new_empty(len(x), g, k)),
-                torch.arange(len(x), device=x.device),
-            )
-        rope_kv(query, key, value, cos, sin, positions, *kv, slots)
-        query = query.view(-1, h, k)
+            query, key = rope(query.view(-1, h, k), key.view(-1, g, k), cos, sin)
+            kv = (key, value.view(-1, g, k))
+        else:
+            rope_kv(query, key, value, cos, sin, positions, *kv, segments.slots)
+            query = query.view(-1, h, k)
         if last is not None:
             query, x, segments = query[last], x[last], segments.last_rows(last)
         a = attention(
@@ -102,6 +102,7 @@ class Qwen(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.eps)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_rows, bias=False)
+        self.recompute = False  # training: keep only the blocks' inputs and compute the rest again (less memory)
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -115,15 +116,23 @@ class Qwen(nn.Module):
         """x: embeddings (T, D); positions: int64 (T,). Returns the normed hidden rows, (T, D), or (S, D) for ``last``.
         ``last`` must hold the last row of every sequence of the segments."""
         cos, sin = self.rotary_tables(x)
+        if cache is None:
+            cos, sin = cos[positions], sin[positions]
         for i, block in enumerate(self.blocks):
             final = i + 1 == len(self.blocks)
             kv = None if cache is None else cache[i]
-            x = block(x, cos, sin, positions, segments, kv, last if final else None)
+            args = (x, cos, sin, positions, segments, kv, last if final else None)
+            x = checkpoint(block, *args, use_reentrant=False) if self.recompute else block(*args)
         return rms_norm(x, self.norm.weight, self.config.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V) in the weights' dtype; V counts the rows on disk."""
-        return linear(hidden, self.embed.weight if self.head is None else self.head.weight)
+        return linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def rotary_tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of position * theta^(-2j / K), each (positions, K / 2): angles in float32, cast to x's dtype."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minilava.config import VisionConfig
 from minilava_kernels.attention import attention
@@ -47,15 +48,18 @@ class SigLIP(nn.Module):
         self.patch = nn.Conv2d(config.channels, d, p, p)
         self.position = nn.Parameter(torch.empty(config.patches, d))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.recompute = False  # training: keep only the blocks' inputs and compute the rest again (less memory)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """patches: float (V, P, C), C in the patch convolution's (channel, row, column) order. Returns (V, P, D)."""
+        """patches: (V, P, C) in the dtype to compute in, C in the patch convolution's (channel, row, column) order.
+        Returns (V, P, D)."""
         views, count, _ = patches.shape
         weight = self.patch.weight
-        x = linear(patches.to(weight.dtype), weight.view(len(weight), -1), self.patch.bias)
-        x = (x + self.position).view(views * count, -1)
+        x = linear(patches, weight.view(len(weight), -1), self.patch.bias)
+        x = (x + self.position.to(x.dtype)).view(views * count, -1)
         cu = torch.arange(0, (views + 1) * count, count, dtype=torch.int32, device=x.device)
         starts, lengths = cu[:-1], torch.full((views,), count, dtype=torch.int32, device=x.device)
         for block in self.blocks:
-            x = block(x, cu, starts, lengths, count)
+            args = (x, cu, starts, lengths, count)
+            x = checkpoint(block, *args, use_reentrant=False) if self.recompute else block(*args)
         return x.view(views, count, -1)

@@ -13,6 +13,7 @@ import torch
 
 from minilava.checkpoint import load_tensors, open_checkpoint
 from minilava.config import ModelConfig
+from minilava.device import pick_device, pick_dtype
 from minilava.errors import UserError
 from minilava.inputs.chat import LAYOUTS, RECIPES
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
@@ -25,8 +26,6 @@ from minilava.runtime.engine import Clock, Engine
 from minilava.runtime.sampling import Sampling
 from minilava.runtime.text import TextStream
 from minilava.tokenizer import Tokenizer
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -101,27 +100,6 @@ def load(path: str | Path | None = None, device: str = "auto", dtype: str = "aut
     vlm = VLM(model, tokenizer, str(path))
     vlm.load_s = time.perf_counter() - began
     return vlm
-
-
-def pick_device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name!r} is not one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available here; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto is bfloat16 where the matrix units take it (CUDA, AMX, AVX512-BF16), else float32."""
-    if name == "auto":
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private in torch, hence the default
-        fast = device.type == "cuda" or any(getattr(torch.cpu, p, lambda: False)() for p in probes)
-        return torch.bfloat16 if fast else torch.float32
-    if name not in DTYPES:
-        raise UserError(f"--dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
-    if name == "float16" and device.type == "cpu":
-        raise UserError("--dtype float16 is not run on a CPU (it is hundreds of times slower there); use float32")
-    return DTYPES[name]
 
 
 class VLM:

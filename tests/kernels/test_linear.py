@@ -74,12 +74,27 @@ def test_leading_dimensions_and_strided_rows():
         assert linear(x[:0], w, b).shape == (0, 40)
 
 
-def test_gradients_take_the_plain_path():
-    x, w, b, _ = make(3, 8, 16)
-    w.requires_grad_()
-    assert implementation(x, w, b) == "reference"
-    linear(x, w, b).sum().backward()
-    assert torch.allclose(w.grad, x.sum(0).expand(8, 16), atol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide", [False, True])
+def test_gradients_match_float64(dtype, wide):
+    """wide: float32 masters under activations of the narrow dtype, as in mixed-precision training."""
+    x, w, b, r = make(37, 29, 53, dtype)
+    w, b = (w.float(), b.float()) if wide else (w, b)
+    grad = torch.randn(37, 29, generator=torch.Generator().manual_seed(1))
+
+    def run(function, kind, activation="gelu", **options):
+        leaves = [t.detach().to(k).requires_grad_() for t, k in zip((x, w, b, r), kind, strict=True)]
+        y = function(leaves[0], leaves[1], leaves[2], activation, leaves[3], **options)
+        y.backward(grad.to(y.dtype))
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    own = [t.dtype for t in (x, w, b, r)]
+    assert implementation(x, w.requires_grad_(), b) == "train"
+    ours, plain = run(linear, own), run(linear_reference, own)
+    exact = run(linear_reference, [torch.float64] * 4)
+    for result, reference, truth in zip(ours, plain, exact, strict=True):
+        assert result.dtype == reference.dtype
+        assert_within(result, reference, truth, 3)
 
 
 def test_misfits_are_refused():
