@@ -1,0 +1,112 @@
+"""A record and its source's settings -> the Sample that the model trains on (paper, section 3; spec 5).
+
+The four scenarios become one form: several images are several placeholders; a video is up to ``frames`` images, or
+one pooled medium; 3D views are images; a lone picture may be tiled. Technique 2 is the choice of layout per sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minilava.config import IGNORE, IMAGE, ModelConfig
+from minilava.data.mixture import Source
+from minilava.errors import UserError
+from minilava.inputs.geometry import image_layout
+from minilava.inputs.media import load_image
+from minilava.inputs.sample import MARKERS, Medium, Recipe, Sample, add_patches, build_sample, place_media
+from minilava.inputs.video import load_video
+
+RECIPE = "train"
+FORMS = ("chat", "plain", "pairs")
+
+
+def to_samples(record: dict, source: Source, form: str, tokenizer: Any, config: ModelConfig, draw: float) -> list:
+    """The samples of one record: one, or for ``pairs`` the chosen and the rejected answer (spec 6.7).
+
+    form: ``chat`` (labels as the source says), ``plain`` (stage 1: images and caption alone, spec 5.9) or ``pairs``.
+    draw: a number in [0, 1) that decides the layout of a mixed source. Raises UserError for a record that cannot be
+    trained on: no labels, too long, media and placeholders that do not match, unreadable media.
+    """
+    media = _media(record, source)
+    recipe = Recipe(RECIPE, _layout(source, draw), _anyres(record, source, media))
+    if form == "plain":
+        samples = [_plain(record, media, recipe, tokenizer, config)]
+    else:
+        talks = [record.get("conversations")] if form == "chat" else _both_answers(record)
+        samples = [_chat(talk, media, recipe, source.labels, tokenizer, config) for talk in talks]
+    for sample in samples:
+        if sample.tokens > config.max_length:
+            raise UserError(f"{sample.tokens} tokens exceed the context of {config.max_length}")
+        if all(label == IGNORE for label in sample.labels[1:]):
+            raise UserError("no token carries a loss: the record has no answer")
+    return samples
+
+
+def _layout(source: Source, draw: float) -> str:
+    if source.layout != "mixed":
+        return source.layout
+    return "front" if draw < source.front_ratio else "interleaved"
+
+
+def _anyres(record: dict, source: Source, media: list[Medium]) -> bool | None:
+    own = (record.get("metadata") or {}).get("anyres")
+    return bool(own) if own is not None and len(media) == 1 else source.anyres
+
+
+def _media(record: dict, source: Source) -> list[Medium]:
+    if record.get("video") is not None:
+        return [Medium("video", load_video(record["video"], source.frames), source.pool)]
+    images = record.get("image")
+    images = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    return [Medium("image", [load_image(image)]) for image in images]
+
+
+def _chat(
+    talk: Sequence[dict], media: list[Medium], recipe: Recipe, labels: str, tokenizer: Any, config: ModelConfig
+) -> Sample:
+    conversation = _conversation(talk, media)
+    sample = build_sample(conversation, tokenizer, config, recipe, labels)
+    add_patches(sample, conversation, config, recipe)
+    return sample
+
+
+def _conversation(talk: Sequence[dict], media: list[Medium]) -> list[dict]:
+    """Messages with the media at their markers: the k-th marker of the whole conversation takes the k-th medium
+    (spec 5.2). Where no text has a marker, all media stand in front of the first question."""
+    texts = [m.get("value", m.get("content")) for m in talk]
+    if not all(isinstance(t, str) for t in texts):
+        raise UserError("a message has no text")
+    counts = [len(MARKERS.findall(t)) for t in texts]
+    if sum(counts) not in (0, len(media)):
+        raise UserError(f"the conversation has {sum(counts)} placeholders but {len(media)} media")
+    if not sum(counts):
+        counts = [len(media)] + [0] * (len(texts) - 1)
+    out, at = [], 0
+    for message, text, count in zip(talk, texts, counts, strict=True):
+        role = message.get("from", message.get("role"))
+        out.append({"role": role, "content": place_media(text, media[at : at + count])})
+        at += count
+    return out
+
+
+def _both_answers(record: dict) -> list[list[dict]]:
+    try:
+        prompt, answers = record["prompt"], (record["chosen"], record["rejected"])
+    except KeyError as e:
+        raise UserError(f"a preference record has no {e.args[0]!r}") from None
+    return [[{"from": "human", "value": prompt}, {"from": "gpt", "value": answer}] for answer in answers]
+
+
+def _plain(record: dict, media: list[Medium], recipe: Recipe, tokenizer: Any, config: ModelConfig) -> Sample:
+    answers = [m.get("value", m.get("content")) for m in record.get("conversations") or []][1:2]
+    if not answers or not isinstance(answers[0], str) or not media:
+        raise UserError("the plain form needs a picture and a caption")
+    conversation = [{"role": "user", "content": [{"type": "media", "media": m} for m in media]}]
+    text = tokenizer.encode(answers[0] + "\n")
+    ids = [IMAGE] * sum(m.placeholders for m in media) + text
+    sample = Sample(ids, [], labels=[IGNORE] * (len(ids) - len(text)) + text)
+    image = recipe.image_config(config, "image", lone=len(media) == 1)
+    sample.layouts = [image_layout(frame.size, image) for m in media for frame in m.frames]
+    add_patches(sample, conversation, config, recipe)
+    return sample

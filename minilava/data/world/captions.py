@@ -1,0 +1,84 @@
+"""image_caption: pictures that differ in single details, and captions of which each fits one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from random import Random
+
+from minilava.data.world import draw
+from minilava.data.world.example import Example, Question, a, lettered, number_images, say
+from minilava.data.world.scene import ALL, NUMBERS, Scene, Thing, random_thing
+
+PROMPTS = (
+    "Here are {count} pictures: {images}\n",
+    "{images}\nThese are {count} pictures.\n",
+    "The pictures: {images}\n",
+)
+PICTURE = (
+    'Which picture fits the caption "{caption}"?',
+    'To which picture does the caption "{caption}" belong?',
+    "Which picture shows {caption}?",
+)
+CAPTION = ("Which caption fits picture {n}?", "Choose the caption of picture {n}.", "What does picture {n} show?")
+FITS = ('Does the caption "{caption}" fit picture {n}?', "Does picture {n} show {caption}?")
+COUNT_COLOR = ("How many pictures show something {value}?", "In how many pictures is something {value}?")
+COUNT_KIND = ("How many pictures show {value}?", "In how many pictures is {value}?")
+WRITE = ("Write a caption for picture {n}.", "Describe picture {n}.", "Write a full caption of picture {n}.")
+
+
+def image_caption(rng: Random, size: int) -> Example:
+    """Three or four pictures of two things: one is the same in all, one differs in its colour, kind or place."""
+    count = rng.randint(3, 4)
+    cells, colors, kinds = rng.sample(range(9), 3), rng.sample(ALL.colors, 3), rng.sample(ALL.kinds, 3)
+    same = replace(random_thing(rng, cells[0]), color=colors[0], kind=kinds[0])
+    base = random_thing(rng, cells[1])
+    counted = rng.choice(("color", "kind"))
+    often = rng.randint(0, count)  # how many pictures have the first of its two values
+    variants = [replace(base, color=c, kind=k, cell=p) for c, k, p in product(colors[1:], kinds[1:], cells[1:])]
+    value = colors[1] if counted == "color" else kinds[1]
+    having = [v for v in variants if getattr(v, counted) == value]
+    differing = rng.sample(having, often) + rng.sample([v for v in variants if v not in having], count - often)
+    rng.shuffle(differing)
+    background = rng.choice(list(draw.BACKGROUNDS))
+    scenes = [Scene((same,), background).having(t) for t in differing]
+    if counted == "color":
+        question = Question(say(rng, COUNT_COLOR, value=value), NUMBERS[often], choices=count + 1)
+    else:
+        question = Question(say(rng, COUNT_KIND, value=a(value)), NUMBERS[often], choices=count + 1)
+    questions = [question, *_fitting(rng, differing, [s.caption() for s in scenes])]
+    rng.shuffle(questions)
+    captions = [s.caption() for s in scenes]
+    n = rng.randrange(count)
+    preference = (say(rng, WRITE, n=n + 1), captions[n], captions[n - 1])
+    return Example("image", [s.draw(size) for s in scenes], _prompt(rng, count), questions, captions, False, preference)
+
+
+def _prompt(rng: Random, count: int) -> str:
+    if rng.random() < 0.7:
+        return number_images(rng, count)
+    return say(rng, PROMPTS, count=NUMBERS[count], images="<image>" * count)
+
+
+def brief(thing: Thing) -> str:
+    """What tells a picture from the others: "a red car at the top"."""
+    return f"{a(thing.name)} at the {thing.where}"
+
+
+def _fitting(rng: Random, differing: list[Thing], full: list[str]) -> list[Question]:
+    """Captions to pictures and pictures to captions."""
+    count = len(full)
+    short = [brief(t) for t in differing]
+    n, m = rng.randrange(count), rng.randrange(count)
+    caption = full[n] if rng.random() < 0.3 else short[n]
+    wrong = [s for i, s in enumerate(short) if i != m]
+    listed, letter = lettered(rng, short[m], rng.sample(wrong, 2))
+    k = rng.randrange(count)
+    shown, answer = (short[k], "yes") if rng.random() < 0.5 else (rng.choice(short[:k] + short[k + 1 :]), "no")
+    j = rng.randrange(count)
+    return [
+        Question(say(rng, PICTURE, caption=caption), NUMBERS[n + 1], choices=count),
+        Question(f"{say(rng, CAPTION, n=m + 1)} {listed}", letter, "letter", 3),
+        Question(say(rng, FITS, caption=shown, n=k + 1), answer, choices=2),
+        Question(say(rng, WRITE, n=j + 1), full[j], "text"),
+    ]
