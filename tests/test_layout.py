@@ -12,9 +12,14 @@ TOP = {"csrc", "minilava", "kernels", "bench", "tests", "setup.py", "pyproject.t
 CORE = {"torch", "numpy", "safetensors", "tokenizers", "PIL", "tqdm"}
 # What each part of the package may import of the package (design: arrows go one way).
 ARROWS = {
-    "minilava_kernels": {"minilava._C", "minilava._cuda"},
+    "minilava_kernels": {"minilava._C", "minilava._cuda", "minilava_kernels"},
     "minilava.model": {"minilava.config", "minilava.packed", "minilava.model", "minilava_kernels"},
     "minilava.inputs": {"minilava.config", "minilava.packed", "minilava.errors", "minilava.inputs", "minilava_kernels"},
+    "minilava.data": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.packed", "minilava.inputs",
+                      "minilava.data"},
+    "minilava.train": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.packed", "minilava.inputs",
+                       "minilava.model", "minilava.checkpoint", "minilava.data", "minilava.train",
+                       "minilava.device"},
     "minilava.checkpoint": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.checkpoint",
                             "minilava.inputs.geometry"},
 }  # fmt: skip

@@ -1,0 +1,138 @@
+"""What a training run is: one flat dataclass from a YAML file, with ``--set key=value`` on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from minilava.data.convert import FORMS
+from minilava.errors import UserError
+
+PARTS = ("vision", "projector", "text")
+SCHEDULES = ("cosine", "linear", "constant")
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage. Paths are relative to the YAML file, ``init`` and ``out`` to the working directory.
+
+    init: checkpoint directory to start from. out: the run's directory. data: a mixture (see data.mixture), inline or
+    a file. form: chat, plain (stage 1) or pairs (DPO). train: the parts that learn (spec 6.2); rates: lr, or
+    lr_vision and lr_projector where given (spec 6.3). budget: token rows of a pack; micro_batches: packs of a step.
+    dtype: to compute in; parameters and optimizer states are float32. warmup: share of the steps.
+    """
+
+    init: str
+    out: str
+    data: Any
+    steps: int
+    form: str = "chat"
+    train: tuple[str, ...] = PARTS
+    budget: int = 4096
+    micro_batches: int = 1
+    lr: float = 1e-5
+    lr_vision: float | None = None
+    lr_projector: float | None = None
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0
+    dtype: str = "auto"
+    device: str = "auto"
+    recompute: bool = False  # activation checkpointing
+    seed: int = 42
+    workers: int = 1
+    strict: bool = False  # stop at the first record that cannot be used
+    save_every: int = 500
+    keep: int = 2  # checkpoints of a run that stay on disk
+    tensorboard: bool = False
+    features: str | None = None  # directory of the store of frozen-tower features
+    lora: int = 0  # rank of the adapters on the text model's linears; 0: none
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    shard: str = "auto"  # several processes: fsdp or ddp; auto: ddp where a whole model fits easily
+    beta: float = 0.1  # DPO (spec 6.7)
+    sft_weight: float = 0.0  # DPO: gamma, the weight of the chosen answers' cross-entropy
+
+    def __post_init__(self):
+        checks = [
+            (self.form in FORMS, f"form is one of {', '.join(FORMS)}"),
+            (set(self.train) <= set(PARTS) and bool(self.train), f"train names parts of {', '.join(PARTS)}"),
+            (self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}"),
+            (self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}"),
+            (self.shard in ("auto", "fsdp", "ddp"), "shard is auto, fsdp or ddp"),
+            (min(self.steps, self.budget, self.micro_batches, self.keep, self.save_every) >= 1,
+             "steps, budget, micro_batches, keep and save_every are at least 1"),
+            (self.lr > 0 and 0 <= self.warmup <= 1 and self.clip > 0, "lr and clip are above 0, warmup from 0 to 1"),
+            (self.lora == 0 or "text" in self.train, "lora needs the part text in train"),
+        ]  # fmt: skip
+        for holds, wanted in checks:
+            if not holds:
+                raise UserError(f"training config: {wanted}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML file and apply ``key=value`` overrides, whose values are YAML too. Raises UserError."""
+    yaml = import_yaml()
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} does not hold a mapping of settings")
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise UserError(f"--set {override!r}: write key=value")
+        try:
+            raw[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {override!r}: the value is not valid YAML") from None
+    if isinstance(raw.get("data"), str) and not Path(raw["data"]).is_absolute():
+        raw["data"] = str(path.parent / raw["data"])
+    return parse(raw)
+
+
+def parse(raw: dict) -> TrainConfig:
+    """A TrainConfig from plain values, with every wrong key and type named."""
+    known = {f.name: f for f in fields(TrainConfig)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise UserError(f"training config: unknown settings {', '.join(map(str, unknown))}; known: {', '.join(known)}")
+    if missing := [n for n in ("init", "out", "data", "steps") if n not in raw]:
+        raise UserError(f"training config: {', '.join(missing)} must be given")
+    return TrainConfig(**{name: _typed(name, known[name].type, value) for name, value in raw.items()})
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """The value as its field's type; YAML reads 1e-5 as text, and a list where a tuple is meant."""
+    if kind == "Any" or (value is None and "None" in kind):
+        return value
+    try:
+        if kind.startswith("tuple"):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(float(x) if "float" in kind else str(x).strip() for x in items)
+        if kind == "bool" and isinstance(value, bool) or kind.startswith("str") and isinstance(value, str):
+            return value
+        if kind.startswith("float") and not isinstance(value, bool):
+            return float(value)
+        if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
+            return int(value)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"training config: {name} must be {kind.removesuffix(' | None')}, not {value!r}")
+
+
+def import_yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise UserError("YAML files need PyYAML: pip install 'minilava[train]'") from None
+    return yaml

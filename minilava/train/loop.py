@@ -1,0 +1,245 @@
+"""The training loop: packs of a step forward and backward, clip, step, log, save."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from minilava.config import ModelConfig
+from minilava.data.mixture import Mixture, load_mixture
+from minilava.data.preview import preview
+from minilava.data.stream import Batch, Stream
+from minilava.device import pick_dtype
+from minilava.errors import UserError
+from minilava.packed import Packed
+from minilava.tokenizer import Tokenizer
+from minilava.train import optim, state
+from minilava.train.config import TrainConfig
+from minilava.train.log import Log
+from minilava.train.objective import Preferences, Supervised
+from minilava.train.ranks import Ranks, clip_gradients, spread, sync_gradients
+from minilava.train.weights import load_for_training, write_model
+
+MODEL = "model"  # the finished run's checkpoint, OUT/model
+
+
+class Run:
+    """Everything that a step needs. Made by start(), which also resumes; ``train`` drives it to the end."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks):
+        self.config, self.ranks, self.out = config, ranks, Path(config.out)
+        torch.manual_seed(config.seed + ranks.rank)
+        self.dtype = pick_dtype(config.dtype, ranks.device)
+        self.model, self.tokenizer = load_for_training(config.init, ranks.device)
+        self.model.dtype = None if self.dtype == torch.float32 else self.dtype
+        self.model.vision.recompute = self.model.text.recompute = config.recompute
+        optim.set_trainable(self.model, config.train)
+        mixture = load_mixture(config.data, seed=config.seed)
+        if config.form == "pairs":
+            self.objective = Preferences(self.model, config.beta, config.sft_weight)
+        else:
+            self.objective = Supervised(self.model)
+        self.engine = spread(self.objective, config, ranks, self.dtype)
+        self.optimizer = optim.make_optimizer(self.engine, config)
+        self.step, self.seen = 0, {"tokens": 0, "labelled": 0, "images": 0, "samples": 0, "refused": 0}
+        self.positions = list(range(config.micro_batches))
+        self._resume()
+        self.stream = self._stream(mixture)
+        self.batches = self.stream.loader(config.workers)
+
+    def _stream(self, mixture: Mixture) -> Stream:
+        c = self.config
+        return Stream(
+            mixture, self.tokenizer, self.model.config, c.budget, c.form, c.micro_batches, c.seed,
+            self.positions, self.ranks.rank, self.ranks.world, c.strict,
+        )  # fmt: skip
+
+    # --- resume ---------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        last = state.latest(self.out)
+        if last is None:
+            return
+        run = state.restore(last, self.engine, self.optimizer, self.ranks)
+        for name, value in self._identity().items():
+            if run["identity"].get(name) != value:
+                raise UserError(
+                    f"{self.out} holds a run with {name} {run['identity'].get(name)!r}, not {value!r}: name another out"
+                )
+        self.step, self.seen, self.positions = run["step"], run["seen"], run["positions"]
+        rng = run["rng"][self.ranks.rank] if self.ranks.rank < len(run["rng"]) else None
+        if rng:
+            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(rng), dtype=torch.uint8))
+
+    def _identity(self) -> dict:
+        """The settings that a resumed run must share with its beginning, as JSON gives them back."""
+        free = ("init", "out", "steps", "workers", "save_every", "keep", "tensorboard", "device", "shard", "strict")
+        return json.loads(json.dumps({k: v for k, v in asdict(self.config).items() if k not in free}))
+
+    def save(self) -> None:
+        """Write the checkpoint of the steps done so far."""
+        rng = [torch.get_rng_state().numpy().tobytes().hex()]
+        positions = dict(zip(self.stream.own, (self.positions[lane] for lane in self.stream.own), strict=True))
+        if self.ranks.world > 1:
+            gathered: list = [None] * self.ranks.world
+            torch.distributed.all_gather_object(gathered, (rng[0], positions))
+            rng = [g[0] for g in gathered]
+            positions = {lane: at for g in gathered for lane, at in g[1].items()}
+        run = {
+            "step": self.step,
+            "positions": [positions[lane] for lane in range(self.config.micro_batches)],
+            "seen": self.seen,
+            "rng": rng,
+            "identity": self._identity(),
+        }
+        state.save(self.out, self.step, self.engine, self.optimizer, run, self.config.keep, self.ranks)
+
+    # --- one step -------------------------------------------------------------------------------------------------
+
+    def advance(self) -> dict:
+        """Run one step and return its figures. UserError with the samples' names where the loss is not finite."""
+        began, waited = time.perf_counter(), self.batches.waited
+        batches = [next(self.batches) for _ in self.stream.own]
+        own = [self.objective.units(b) for b in batches]
+        units = self.ranks.sum(sum(own))[0]
+        optim.set_rates(self.optimizer, optim.scale(self.step, self.config))
+        loss, sums = 0.0, torch.zeros(len(self.objective.metrics))
+        for i, batch in enumerate(batches):
+            with sync_gradients(self.engine, last=i + 1 == len(batches)):
+                value, extra = self._forward(batch)
+                # Every process averages its gradients with the others': times their number makes it a sum again.
+                (value * (self.ranks.world / units)).backward()
+            if not torch.isfinite(value):
+                raise UserError(f"step {self.step + 1}: the loss is {value.item()} for {', '.join(batch.names)}")
+            loss += value.item()
+            sums += extra.cpu()
+        trained = [p for p in self.engine.parameters() if p.requires_grad]
+        norm = clip_gradients(trained, self.config.clip)
+        if not norm < float("inf"):
+            names = ", ".join(name for b in batches for name in b.names)
+            raise UserError(f"step {self.step + 1}: the gradient's norm is {norm} for {names}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        for batch in batches:
+            self.positions[batch.lane] = batch.after
+        return self._figures(
+            batches, loss, sums, units, norm, time.perf_counter() - began, self.batches.waited - waited
+        )
+
+    def _forward(self, batch: Batch):
+        packed: Packed = batch.packed.to(self.ranks.device) if self.ranks.device.type != "cpu" else batch.packed
+        return self.engine(packed)
+
+    def _figures(self, batches, loss, sums, units, norm, seconds, waited) -> dict:
+        counts = {
+            "tokens": sum(b.packed.tokens for b in batches),
+            "labelled": sum(Supervised.units(b) for b in batches),
+            "images": sum(0 if b.packed.patches is None else len(b.packed.patches) for b in batches),
+            "samples": sum(len(b.names) for b in batches),
+            "refused": sum(len(b.refused) for b in batches),
+        }
+        totals = self.ranks.sum(loss, *sums.tolist(), *counts.values())
+        counts = dict(zip(counts, map(int, totals[1 + len(sums) :]), strict=True))
+        for key, value in counts.items():
+            self.seen[key] += value
+        metrics = dict(zip(self.objective.metrics, (v / units for v in totals[1:]), strict=False))
+        return {
+            "step": self.step,
+            "loss": totals[0] / units,
+            **metrics,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": norm,
+            **counts,
+            "seconds": seconds,
+            "waited_s": waited,
+            "tokens_per_s": counts["tokens"] / seconds,
+            "labelled_per_s": counts["labelled"] / seconds,
+            "images_per_s": counts["images"] / seconds,
+            "peak_memory_bytes": peak_memory(self.ranks.device),
+            **({"refusals": refusals} if (refusals := [r for b in batches for r in b.refused][:10]) else {}),
+        }
+
+    def export(self) -> None:
+        """Write OUT/model, a checkpoint in the dialect of ``init`` and bfloat16."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors = get_model_state_dict(self.engine, options=options)
+        if self.ranks.first:
+            tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
+            write_model(tensors, self.config.init, self.out / MODEL, torch.bfloat16)
+        self.ranks.barrier()
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a stage from its last checkpoint, or from the beginning, to the end. Returns OUT/model.
+
+    Ctrl-C (or SIGTERM) ends the run after the current step with a checkpoint; a second one ends it at once.
+    """
+    out = Path(config.out)
+    if (out / MODEL / "config.json").exists():
+        return out / MODEL
+    ranks = Ranks.start(config.device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot make {out}: {e.strerror or e}") from None
+    run = Run(config, ranks)
+    log = Log(out, run.step, config.steps, config.tensorboard) if ranks.first else None
+    stop = _Stop()
+    try:
+        while run.step < config.steps:
+            row = run.advance()
+            if log:
+                log.write(row)
+            stopping = ranks.sum(stop.asked)[0] > 0
+            if run.step % config.save_every == 0 or run.step == config.steps or stopping:
+                run.save()
+            if stopping and run.step < config.steps:
+                raise KeyboardInterrupt
+        run.export()
+    finally:
+        stop.restore()
+        if log:
+            log.close()
+    ranks.stop()
+    return out / MODEL
+
+
+def show(config: TrainConfig) -> None:
+    """Print the first samples of the first batch with their labels marked."""
+    tokenizer, model = Tokenizer.load(config.init), ModelConfig.load(config.init)
+    mixture = load_mixture(config.data, seed=config.seed)
+    stream = Stream(mixture, tokenizer, model, config.budget, config.form, config.micro_batches, config.seed)
+    preview(next(stream.loader(0)).packed, tokenizer)
+
+
+class _Stop:
+    """Turns the first Ctrl-C or SIGTERM into a flag; the second one interrupts as usual."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's own count on CUDA, this process's largest resident size on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,106 @@
+"""Checkpoints of a run: whole or absent, verified by hash, and enough to go on to the same bits.
+
+    OUT/step-00000500/   shards written by torch.distributed.checkpoint (they re-shard to another number of processes),
+                         run.json (step, stream positions, random states), manifest.json (size and hash of every file)
+
+A checkpoint is written as step-....tmp, synced, and renamed: a kill at any moment leaves the previous one valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from minilava.errors import UserError
+from minilava.train.ranks import Ranks
+
+MANIFEST = "manifest.json"
+
+
+def save(
+    out: Path, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, run: dict, keep: int, ranks: Ranks
+):
+    """Write the checkpoint of ``step`` and remove all but the last ``keep``. Raises UserError where the disk is full
+    or not writable; the previous checkpoints stay as they are."""
+    final = out / f"step-{step:08d}"
+    temporary = final.with_suffix(".tmp")
+    if ranks.first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    ranks.barrier()
+    model, optim = get_state_dict(objective, optimizer)
+    try:
+        writer = dcp.FileSystemWriter(temporary, sync_files=True, single_file_per_rank=True)
+        dcp.save({"model": model, "optim": optim}, storage_writer=writer, no_dist=ranks.world == 1)
+        if ranks.first:
+            (temporary / "run.json").write_text(json.dumps(run) + "\n", "utf-8")
+            _seal(temporary)
+            os.replace(temporary, final)
+            _sync(out)
+    except Exception as e:  # torch's writers raise OSError, RuntimeError and their own wrapper around either
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else " ".join(str(e).split())[:200]
+        last = latest(out)
+        kept = f"the last good one is {last.name}" if last else "there is no earlier one"
+        raise UserError(f"cannot write the checkpoint of step {step} to {out}: {reason}; {kept}") from None
+    ranks.barrier()
+    if ranks.first:
+        for old in finished(out)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> dict:
+    """Load a checkpoint into the objective and the optimizer; returns its run.json. Raises UserError if damaged."""
+    verify(path)
+    model, optim = get_state_dict(objective, optimizer)
+    state = {"model": model, "optim": optim}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=ranks.world == 1)
+    set_state_dict(objective, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+    return json.loads((path / "run.json").read_text("utf-8"))
+
+
+def finished(out: Path) -> list[Path]:
+    """Complete checkpoints in the order of their steps."""
+    return sorted(p for p in out.glob("step-????????") if (p / MANIFEST).exists())
+
+
+def latest(out: Path) -> Path | None:
+    return (finished(out) or [None])[-1]
+
+
+def verify(path: Path) -> None:
+    """UserError if a file of the checkpoint is missing or not what was written."""
+    for name, entry in json.loads((path / MANIFEST).read_text("utf-8")).items():
+        file = path / name
+        if not file.exists() or file.stat().st_size != entry["bytes"] or _digest(file) != entry["blake2b"]:
+            raise UserError(f"{file} is damaged: remove {path} to go on from the checkpoint before it")
+
+
+def _seal(folder: Path) -> None:
+    """Write the manifest, and make sure that it and all it names are on the disk."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "blake2b": _digest(p)} for p in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+    for path in [*files, folder / MANIFEST, folder]:
+        _sync(path)
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
