@@ -64,11 +64,22 @@ void bind_attention(py::module_& m) {
         "attention",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len,
            long queries, long rows, long sequences, long heads, long kv_heads, long dim, long q_stride, long k_stride,
-           long v_stride, bool causal, float scale, bool is_bf16) {
-            attention(
-                {at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<int32_t>(cu_q), at<int32_t>(k_start),
-                 at<int32_t>(k_len), sequences, heads, kv_heads, dim, q_stride, k_stride, v_stride, causal, scale},
-                queries, rows, is_bf16);
+           long v_stride, bool causal, float scale, bool is_bf16, uintptr_t lse) {
+            attention({at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<int32_t>(cu_q), at<int32_t>(k_start),
+                       at<int32_t>(k_len), sequences, heads, kv_heads, dim, q_stride, k_stride, v_stride, causal, scale,
+                       at<float>(lse)},
+                      queries, rows, is_bf16);
+        },
+        without_gil);
+    m.def(
+        "attention_backward",
+        [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t grad, uintptr_t lse, uintptr_t dq,
+           uintptr_t dk, uintptr_t dv, uintptr_t cu, long rows, long sequences, long heads, long kv_heads, long dim,
+           long q_stride, long k_stride, long v_stride, bool causal, float scale, bool is_bf16) {
+            attention_backward({at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<void>(grad), at<float>(lse),
+                                at<void>(dq), at<void>(dk), at<void>(dv), at<int32_t>(cu), sequences, heads, kv_heads,
+                                dim, q_stride, k_stride, v_stride, causal, scale},
+                               rows, is_bf16);
         },
         without_gil);
 }
@@ -76,8 +87,16 @@ void bind_attention(py::module_& m) {
 void bind_norm(py::module_& m) {
     m.def(
         "rms_norm",
-        [](uintptr_t x, uintptr_t weight, uintptr_t y, long rows, long dim, float eps) {
-            rms_norm(at<float>(x), at<float>(weight), at<float>(y), rows, dim, eps);
+        [](uintptr_t x, uintptr_t weight, uintptr_t y, long rows, long dim, float eps, bool is_bf16) {
+            rms_norm(at<void>(x), at<float>(weight), at<void>(y), rows, dim, eps, is_bf16);
+        },
+        without_gil);
+    m.def(
+        "rms_norm_backward",
+        [](uintptr_t x, uintptr_t weight, uintptr_t grad, uintptr_t dx, uintptr_t dw, long rows, long dim, float eps,
+           bool is_bf16) {
+            rms_norm_backward(at<void>(x), at<float>(weight), at<void>(grad), at<void>(dx), at<float>(dw), rows, dim,
+                              eps, is_bf16);
         },
         without_gil);
 }
@@ -93,13 +112,34 @@ void bind_rope_kv(py::module_& m) {
                      cache_rows, q_stride, k_stride, v_stride});
         },
         without_gil);
+    m.def(
+        "rope",
+        [](uintptr_t q, uintptr_t k, uintptr_t cos, uintptr_t sin, uintptr_t q_out, uintptr_t k_out, long rows,
+           long heads, long kv_heads, long dim, long q_stride, long k_stride, float sign, bool is_bf16) {
+            rope({at<void>(q), at<void>(k), at<void>(cos), at<void>(sin), at<void>(q_out), at<void>(k_out), rows, heads,
+                  kv_heads, dim, q_stride, k_stride, sign},
+                 is_bf16);
+        },
+        without_gil);
 }
 
 void bind_swiglu(py::module_& m) {
     m.def(
         "swiglu",
-        [](uintptr_t gate, uintptr_t up, long rows, long width, long gate_stride, long up_stride) {
-            swiglu(at<float>(gate), at<float>(up), rows, width, gate_stride, up_stride);
+        [](uintptr_t gate, uintptr_t up, uintptr_t y, long rows, long width, long gate_stride, long up_stride,
+           long y_stride, bool is_bf16) {
+            swiglu({at<void>(gate), at<void>(up), at<void>(y), nullptr, nullptr, nullptr, rows, width, gate_stride,
+                    up_stride, y_stride},
+                   is_bf16);
+        },
+        without_gil);
+    m.def(
+        "swiglu_backward",
+        [](uintptr_t gate, uintptr_t up, uintptr_t grad, uintptr_t dgate, uintptr_t dup, long rows, long width,
+           long gate_stride, long up_stride, bool is_bf16) {
+            swiglu_backward({at<void>(gate), at<void>(up), nullptr, at<void>(grad), at<void>(dgate), at<void>(dup),
+                             rows, width, gate_stride, up_stride, 0},
+                            is_bf16);
         },
         without_gil);
 }

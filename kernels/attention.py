@@ -3,8 +3,8 @@
 A sequence of n queries and m keys costs 4 n m H K FLOPs (half when causal and n = m). Prompts are bound by FLOPs:
 scores stay on chip, block by block, so bytes are q, k, v and the output. One query (decode) is bound by bytes: its
 2 m G K cached elements are read once. Natively each result is added in an order fixed by its own sequence: alone,
-in a batch, and with any number of threads the bits are the same. Training on a CPU goes through PyTorch's flash
-attention, sequence by sequence, or all at once where they are equally long, as the views of the tower are.
+in a batch, and with any number of threads the bits are the same. Backward costs 2.5 times the forward FLOPs: the
+scores again, and four products for the gradients; the forward pass keeps its output and a log-sum-exp per (row, head).
 
 T query rows, R key rows, S sequences, H heads, G kv heads, K head dim.
 """
@@ -13,12 +13,14 @@ import importlib.util
 import inspect
 
 import torch
-import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 try:
     from minilava import _C
 except ImportError:
     _C = None
+
+_DTYPES = (torch.float32, torch.bfloat16)  # of the native kernels
 
 
 def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
@@ -49,18 +51,19 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
-    impl forces "reference", "native", "sdpa", "flash" or "torch".
+    impl forces "reference", "native", "flash" or "torch". On a CPU, gradients are native where keys are packed as
+    queries are.
     """
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     if impl is None:
         impl = implementation(q.device, q.dtype)
-        if q.device.type == "cpu" and torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v)):
-            impl = "sdpa" if _packed(q, k, cu_q, k_start) else "reference"
+        if impl == "native" and learning and not _packed(q, k, cu_q, k_start):
+            impl = "reference"
     if impl == "native":
-        return _native(q, k, v, cu_q, k_start, k_len, causal, scale)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return (_Packed.apply if learning else _native)(q, k, v, cu_q, k_start, k_len, causal, scale)
     if impl == "reference":
         return attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale)
-    if impl == "sdpa":
-        return _sdpa(q, k, v, cu_q, causal, scale)
     max_q = int(cu_q.diff().max()) if max_q is None else max_q
     max_k = int(k_len.max()) if max_k is None else max_k
     if impl == "flash" and _packed(q, k, cu_q, k_start):
@@ -71,7 +74,7 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
 def implementation(device, dtype) -> str:
     """Which implementation attention() uses there."""
     if torch.device(device).type == "cpu":
-        return "native" if _C is not None and dtype in (torch.float32, torch.bfloat16) else "reference"
+        return "native" if _C is not None and dtype in _DTYPES else "reference"
     if torch.device(device).type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "reference"
     return "flash" if importlib.util.find_spec("flash_attn") else "torch"
@@ -79,30 +82,16 @@ def implementation(device, dtype) -> str:
 
 def _packed(q, k, cu_q, k_start) -> bool:
     """Keys are packed as queries are: a caller without a cache passes k_start = cu_q[:-1], the same memory."""
-    return k_start.data_ptr() == cu_q.data_ptr() and len(q) == len(k)
+    same = k_start.data_ptr() == cu_q.data_ptr() or not len(k_start)  # an empty view has no address
+    return same and len(q) == len(k)
 
 
-def _sdpa(q, k, v, cu, causal, scale):
-    share = q.shape[1] // k.shape[1]
-    if share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    lengths = cu.diff().tolist()
-
-    def attend(q, k, v):  # each (..., n, H, K)
-        q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(-2, -3)
-
-    if len(set(lengths)) == 1:
-        return attend(*(t.unflatten(0, (len(lengths), -1)) for t in (q, k, v))).flatten(0, 1)
-    pieces = zip(*(t.split(lengths) for t in (q, k, v)), strict=True)
-    return torch.cat([attend(*(t[None] for t in piece))[0] for piece in pieces])
-
-
-def _native(q, k, v, cu_q, k_start, k_len, causal, scale):
+def _native(q, k, v, cu_q, k_start, k_len, causal, scale, lse=None):
     t, h, d = q.shape
     r, g, _ = k.shape
     s = k_len.shape[0]
-    if k.shape != v.shape or k.shape[2] != d or h % g or not q.dtype == k.dtype == v.dtype:
+    dtypes = q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES
+    if k.shape != v.shape or k.shape[2] != d or h % g or not dtypes:
         raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
     if cu_q.shape[0] != s + 1 or k_start.shape[0] != s or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32:
         raise ValueError("attention: cu_q (S + 1), k_start (S) and k_len (S) must be int32")
@@ -127,10 +116,58 @@ def _native(q, k, v, cu_q, k_start, k_len, causal, scale):
         k.stride(0),
         v.stride(0),
         causal,
-        d**-0.5 if scale is None else scale,
+        scale,
         q.dtype is torch.bfloat16,
+        0 if lse is None else lse.data_ptr(),
     )
     return out
+
+
+class _Packed(torch.autograd.Function):
+    """Sequence s has the rows cu[s]:cu[s + 1] of q, k and v alike."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, cu, k_start, k_len, causal, scale):
+        if not (_packed(q, k, cu, k_start) and torch.equal(cu.diff(), k_len)):
+            raise ValueError(
+                "attention: native gradients need keys packed as queries: k_start = cu_q[:-1], k_len alike"
+            )
+        lse = q.new_empty(q.shape[:2], dtype=torch.float32)
+        out = _native(q, k, v, cu, k_start, k_len, causal, scale, lse)
+        ctx.save_for_backward(q, k, v, cu, out, lse)
+        ctx.options = causal, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, cu, out, lse = ctx.saved_tensors
+        t, h, d = q.shape
+        q, k, v, cu, grad = _rows(q, d), _rows(k, d), _rows(v, d), cu.contiguous(), grad.contiguous()
+        dq, dk, dv = q.new_empty(t, h, d), k.new_empty(k.shape), v.new_empty(v.shape)
+        _C.attention_backward(
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            grad.data_ptr(),
+            lse.data_ptr(),
+            dq.data_ptr(),
+            dk.data_ptr(),
+            dv.data_ptr(),
+            cu.data_ptr(),
+            t,
+            len(cu) - 1,
+            h,
+            k.shape[1],
+            d,
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            *ctx.options,
+            q.dtype is torch.bfloat16,
+        )
+        return dq, dk, dv, None, None, None, None, None
 
 
 def _rows(x, dim):

@@ -7,11 +7,14 @@ T tokens, H heads, G kv heads, K head dim, P positions in the tables, R rows of 
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 try:
     from minilava import _C
 except ImportError:
     _C = None
+
+_DTYPES = (torch.float32, torch.bfloat16)  # of rope; rope_kv takes float32
 
 
 def rotate_reference(x, cos, sin):
@@ -21,9 +24,44 @@ def rotate_reference(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def rope(q, k, cos, sin):
-    """Rotated copies of q (T, H, K) and k (T, G, K) for training; cos and sin (T, K / 2), one row per token."""
+def rope(q, k, cos, sin, impl=None):
+    """Rotated copies of q (T, H, K) and k (T, G, K) for training; cos and sin (T, K / 2), one row per token.
+
+    Differentiable in q and k: the gradient is rotated back. impl forces "reference" or "native".
+    """
+    t, _, d = q.shape
+    if k.shape[::2] != (t, d) or d % 2 or not cos.shape == sin.shape == (t, d // 2):
+        shapes = tuple(q.shape), tuple(k.shape), tuple(cos.shape), tuple(sin.shape)
+        raise ValueError(f"rope: q, k, cos and sin {shapes} do not fit")
+    if impl is None:
+        native = _C is not None and q.device.type == "cpu" and q.dtype == k.dtype and q.dtype in _DTYPES
+        impl = "native" if native else "reference"
+    if impl == "native":
+        if q.dtype != k.dtype or q.dtype not in _DTYPES:
+            raise ValueError(f"rope: the native kernel takes float32 or bfloat16, not {q.dtype} and {k.dtype}")
+        return _Rope.apply(q, k, cos.to(q.dtype).contiguous(), sin.to(q.dtype).contiguous())
     return rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotate(q, k, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dq, dk):
+        return *_rotate(dq, dk, *ctx.saved_tensors, -1), None, None
+
+
+def _rotate(q, k, cos, sin, sign):
+    t, h, d = q.shape
+    q, k = (x if x.stride()[1:] == (d, 1) else x.contiguous() for x in (q, k))
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    addresses = (x.data_ptr() for x in (q, k, cos, sin, q_out, k_out))
+    _C.rope(*addresses, t, h, k.shape[1], d, q.stride(0), k.stride(0), sign, q.dtype is torch.bfloat16)
+    return q_out, k_out
 
 
 def rope_kv_reference(q, k, v, cos, sin, positions, k_cache, v_cache, slots):

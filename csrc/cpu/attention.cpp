@@ -23,20 +23,6 @@ constexpr long WIDEST = 64;        // keys in the widest panel, and a multiple o
 
 long up(long n, long to) { return (n + to - 1) / to * to; }
 
-// Memory kept from call to call: fresh pages for every layer would cost as much as packing does.
-float* scratch(long floats) {
-    static thread_local std::unique_ptr<float, decltype(&std::free)> memory(nullptr, &std::free);
-    static thread_local long size = 0;
-    if (floats > size) {
-        memory.reset();
-        size = 0;
-        memory.reset(static_cast<float*>(std::aligned_alloc(64, up(floats * sizeof(float), 64))));
-        if (!memory) throw std::bad_alloc();
-        size = floats;
-    }
-    return memory.get();
-}
-
 template <class E>
 void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
     const long own = omp_get_max_threads() * SIMD_PICK(block_scratch)(a.dim), share = a.heads / a.kv_heads;
@@ -53,7 +39,7 @@ void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
                     blocks.push_back({long(packs.size()) - 1, h, first, std::min(QUERIES, queries - first)});
             const bool last = i + 1 == sequences.size() && g + 1 == a.kv_heads;
             if (used < BUDGET && !last) continue;
-            float* memory = scratch(up(own, 16) + used);
+            float* memory = attention_scratch(up(own, 16) + used);
             SIMD_PICK(attend_blocks<E>)
             (a, packs.data(), packs.size(), blocks.data(), blocks.size(), memory + up(own, 16), memory);
             packs.clear();
@@ -88,7 +74,7 @@ void attend_rows(const Attention& a, const std::vector<long>& sequences) {
             }
     joins.push_back(chunks.size());
     const long each = heads * share * CHUNK;
-    float* memory = scratch(threads * each + partials);
+    float* memory = attention_scratch(threads * each + partials);
     SIMD_PICK(attend_chunks<E>)
     (a, chunks.data(), chunks.size(), joins.data(), joins.size() - 1, memory + threads * each, memory, each);
 }
@@ -105,6 +91,19 @@ void attend(const Attention& a) {
 }
 
 }  // namespace
+
+float* attention_scratch(long floats) {
+    static thread_local std::unique_ptr<float, decltype(&std::free)> memory(nullptr, &std::free);
+    static thread_local long size = 0;
+    if (floats > size) {
+        memory.reset();
+        size = 0;
+        memory.reset(static_cast<float*>(std::aligned_alloc(64, up(floats * sizeof(float), 64))));
+        if (!memory) throw std::bad_alloc();
+        size = floats;
+    }
+    return memory.get();
+}
 
 void attention(const Attention& a, long queries, long rows, bool is_bf16) {
     bool fits = a.cu_q[0] == 0 && a.cu_q[a.sequences] == queries;

@@ -10,6 +10,7 @@ struct Attention {
     long q_stride, k_stride, v_stride;      // elements from row to row
     bool causal;
     float scale;
+    float* lse;  // (queries, heads) or null
 };
 
 // Some work for one thread, made by the dispatcher in attention.cpp.
@@ -27,3 +28,19 @@ struct Chunk {  // some keys against one query row, for the heads of some kv hea
 
 // `queries` and `rows` are the rows of q and of k; throws std::invalid_argument if the offsets do not fit them.
 void attention(const Attention& a, long queries, long rows, bool is_bf16);
+
+// Gradients where keys are packed as queries are: sequence s has the rows cu[s]..cu[s + 1] of q, k and v.
+struct AttentionBackward {
+    const void *q, *k, *v, *out, *grad;  // out and its gradient: (rows, heads, dim), contiguous
+    const float* lse;                    // (rows, heads), from the forward pass
+    void *dq, *dk, *dv;                  // contiguous
+    const int32_t* cu;
+    long sequences, heads, kv_heads, dim;
+    long q_stride, k_stride, v_stride;
+    bool causal;
+    float scale;
+};
+void attention_backward(const AttentionBackward& a, long rows, bool is_bf16);
+
+// Memory of the calling thread, kept from call to call: fresh pages for every layer would cost as much as packing does.
+float* attention_scratch(long floats);

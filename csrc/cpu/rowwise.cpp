@@ -2,13 +2,43 @@
 #include "cpu/rowwise.h"
 
 #include <stdexcept>
+#include <vector>
 
 #include "cpu/simd.h"
+
+namespace {
+constexpr long SUMMED = 128;  // rows in one chain of the sum of a weight's gradient, whatever the threads
+}
+
 #define SIMD_FILE "cpu/rowwise.inc"
 #include "cpu/each_simd.h"
 
-void rms_norm(const float* x, const float* weight, float* y, long rows, long dim, float eps) {
-    SIMD_PICK(rms_norm)(x, weight, y, rows, dim, eps);
+namespace {
+
+template <class E>
+void norm(const void* x, const float* weight, void* y, long rows, long dim, float eps) {
+    SIMD_PICK(rms_norm<E>)(static_cast<const E*>(x), weight, static_cast<E*>(y), rows, dim, eps);
+}
+
+template <class E>
+void norm_backward(const void* x, const float* weight, const void* grad, void* dx, float* dw, long rows, long dim,
+                   float eps) {
+    std::vector<float> parts((rows + SUMMED - 1) / SUMMED * dim);
+    SIMD_PICK(rms_norm_backward<E>)
+    (static_cast<const E*>(x), weight, static_cast<const E*>(grad), static_cast<E*>(dx), parts.data(), rows, dim, eps);
+    for (long j = 0; j < dim; ++j) dw[j] = 0;
+    for (size_t i = 0; i < parts.size(); ++i) dw[i % dim] += parts[i];
+}
+
+}  // namespace
+
+void rms_norm(const void* x, const float* weight, void* y, long rows, long dim, float eps, bool is_bf16) {
+    (is_bf16 ? norm<bf16> : norm<float>)(x, weight, y, rows, dim, eps);
+}
+
+void rms_norm_backward(const void* x, const float* weight, const void* grad, void* dx, float* dw, long rows, long dim,
+                       float eps, bool is_bf16) {
+    (is_bf16 ? norm_backward<bf16> : norm_backward<float>)(x, weight, grad, dx, dw, rows, dim, eps);
 }
 
 void rope_kv(const RopeKv& a) {
@@ -18,6 +48,10 @@ void rope_kv(const RopeKv& a) {
     SIMD_PICK(rope_kv)(a);
 }
 
-void swiglu(float* gate, const float* up, long rows, long width, long gate_stride, long up_stride) {
-    SIMD_PICK(swiglu)(gate, up, rows, width, gate_stride, up_stride);
+void rope(const Rope& a, bool is_bf16) { is_bf16 ? SIMD_PICK(rope<bf16>)(a) : SIMD_PICK(rope<float>)(a); }
+
+void swiglu(const Swiglu& a, bool is_bf16) { is_bf16 ? SIMD_PICK(swiglu<bf16>)(a) : SIMD_PICK(swiglu<float>)(a); }
+
+void swiglu_backward(const Swiglu& a, bool is_bf16) {
+    is_bf16 ? SIMD_PICK(swiglu_backward<bf16>)(a) : SIMD_PICK(swiglu_backward<float>)(a);
 }

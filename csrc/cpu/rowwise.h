@@ -1,8 +1,12 @@
-// The float32 operations between matrix products: RMS norm, rotary embedding with cache writes, and SwiGLU.
+// The operations between matrix products: RMS norm, rotary embedding and SwiGLU, and their gradients. Tensors are all
+// float32 or all bfloat16 where a function takes is_bf16, and contiguous where they have no stride.
 #pragma once
 #include <cstdint>
 
-void rms_norm(const float* x, const float* weight, float* y, long rows, long dim, float eps);
+void rms_norm(const void* x, const float* weight, void* y, long rows, long dim, float eps, bool is_bf16);
+// dw: float32 (dim), whatever the dtype of x.
+void rms_norm_backward(const void* x, const float* weight, const void* grad, void* dx, float* dw, long rows, long dim,
+                       float eps, bool is_bf16);
 
 struct RopeKv {
     float *q, *k, *v;                      // rows at the strides below; q is rotated in place, k and v are read
@@ -14,4 +18,20 @@ struct RopeKv {
 };
 void rope_kv(const RopeKv& a);  // throws std::out_of_range before writing anything
 
-void swiglu(float* gate, const float* up, long rows, long width, long gate_stride, long up_stride);  // into gate
+struct Rope {
+    const void *q, *k, *cos, *sin;  // (rows, heads or kv_heads, dim) at the strides below, and (rows, dim / 2)
+    void *q_out, *k_out;
+    long rows, heads, kv_heads, dim, q_stride, k_stride;
+    float sign;  // -1 rotates back
+};
+void rope(const Rope& a, bool is_bf16);
+
+struct Swiglu {
+    const void *gate, *up;  // (rows, width)
+    void* y;                // may be gate; forward only
+    const void* grad;       // backward only, as are the next
+    void *dgate, *dup;
+    long rows, width, gate_stride, up_stride, y_stride;
+};
+void swiglu(const Swiglu& a, bool is_bf16);
+void swiglu_backward(const Swiglu& a, bool is_bf16);

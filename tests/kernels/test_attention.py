@@ -1,4 +1,4 @@
-"""attention: packed sequences of awkward lengths against float64; the same bits alone, in a batch, on any threads."""
+"""attention and its gradients: awkward lengths against float64; the same bits alone, in a batch, on any threads."""
 
 import pytest
 import torch
@@ -90,11 +90,102 @@ def test_nan_stays_visible(simd):
         assert not out[:, 0].isnan().any()
 
 
-def test_gradients_take_the_plain_path():
-    q, k, v, *rest = make([6], [6], 2, 1, 16)
+def packed(lengths, heads, kv_heads, dim, dtype=torch.float32):
+    """q, k, v, the gradient of the output, and cu_q, k_start, k_len as a caller without a cache passes them."""
+    t, g = sum(lengths), torch.Generator().manual_seed(2)
+    q, k, v, grad = (torch.randn(t, n, dim, generator=g).to(dtype) for n in (heads, kv_heads, kv_heads, heads))
+    cu = i32([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    return (q, k, v, grad), (cu, cu[:-1], i32(lengths))
+
+
+def gradients(tensors, offsets, causal, function=attention, **options):
+    *leaves, grad = (t.detach() for t in tensors)
+    leaves = [t.requires_grad_() for t in leaves]
+    return torch.autograd.grad(function(*leaves, *offsets, causal, **options), leaves, grad)
+
+
+PACKED = [
+    ([5, 0, 1, 70, 130, 3], 4, 2, 64),
+    ([200, 0, 61, 7], 2, 1, 80),  # more than one block of queries and of keys
+    ([1, 9, 2, 0], 4, 4, 72),
+    ([0, 129, 60], 6, 2, 128),
+    ([17, 2], 3, 1, 36),
+    ([3, 4], 1, 1, 1),
+    ([], 2, 1, 8),
+]
+
+
+@pytest.mark.parametrize("case", PACKED)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients(simd, case, causal, dtype):
+    tensors, offsets = packed(*case, dtype)
+    if not case[0]:
+        assert all(g.shape == t.shape for g, t in zip(gradients(tensors, offsets, causal), tensors, strict=False))
+        return
+    native = gradients(tensors, offsets, causal, scale=0.2)
+    plain = gradients(tensors, offsets, causal, attention_reference, scale=0.2)
+    exact = gradients([t.double() for t in tensors], offsets, causal, attention_reference, scale=0.2)
+    for t, n, p, e in zip(tensors, native, plain, exact, strict=False):
+        assert n.dtype == t.dtype
+        assert_within(n, p, e, factor=3)
+
+
+def test_gradients_with_large_scores(simd):
+    tensors, offsets = packed([50, 70], 2, 2, 64)
+    native = gradients(tensors, offsets, True, scale=3.0)
+    plain = gradients(tensors, offsets, True, attention_reference, scale=3.0)
+    exact = gradients([t.double() for t in tensors], offsets, True, attention_reference, scale=3.0)
+    for n, p, e in zip(native, plain, exact, strict=True):
+        assert_within(n, p, e, factor=3)
+
+
+def test_training_forward_and_gradients_are_the_same_bits_alone_in_a_batch_and_on_any_threads(simd):
+    lengths = [70, 1, 130, 2, 5, 300]
+    tensors, offsets = packed(lengths, 4, 2, 72)
+    whole = [with_threads(n, lambda: gradients(tensors, offsets, True)) for n in (1, 2, 3)]
+    assert all(torch.equal(a, b) for other in whole[1:] for a, b in zip(whole[0], other, strict=True))
+    q, k, v, _ = tensors
+    assert torch.equal(
+        attention(q.clone().requires_grad_(), k, v, *offsets, True), attention(q, k, v, *offsets, True, impl="native")
+    )
+    for s, n in enumerate(lengths):
+        rows, cu = slice(offsets[0][s], offsets[0][s + 1]), i32([0, n])
+        alone = gradients([t[rows] for t in tensors], (cu, cu[:-1], i32([n])), True)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(alone, whole[0], strict=True))
+
+
+def test_gradients_of_strided_views_and_of_one_input(simd):
+    cu = i32([0, 40, 41])
+    offsets, qkv, grad = (cu, cu[:-1], cu.diff()), torch.randn(41, 3, 4, 64), torch.randn(41, 64, 4).transpose(1, 2)
+    views = qkv.unbind(1)
+    want = gradients([*(x.contiguous() for x in views), grad.contiguous()], offsets, True)
+    assert all(torch.equal(a, b) for a, b in zip(gradients([*views, grad], offsets, True), want, strict=True))
+    q, k, v = views
+    v = v.detach().requires_grad_()
+    assert torch.equal(torch.autograd.grad(attention(q, k, v, *offsets, True), v, grad)[0], want[2])
+
+
+def test_gradients_where_keys_are_not_packed_as_queries():
+    q, k, v, *rest = make([6], [9], 2, 1, 16)
     q.requires_grad_()
     attention(q, k, v, *rest, True).sum().backward()
     assert q.grad.abs().sum() > 0
+
+
+def test_lengths_that_contradict_packed_offsets_are_refused():
+    pytest.importorskip("minilava._C")
+    (q, k, v, _), (cu, start, length) = packed([3, 4], 2, 1, 16)
+    q.requires_grad_()
+    for cu_q, lengths in ((cu, length - 1), (cu + 1, length), (cu, length.long())):
+        with pytest.raises(ValueError, match="attention"):
+            attention(q, k, v, cu_q, cu_q[:-1], lengths, True)
+    with pytest.raises(ValueError, match="fit"):
+        attention(q, k[:, :, :8], v[:, :, :8], cu, start, length, True)
+    with pytest.raises(ValueError, match="packed"):
+        attention(q, k, v, cu, start.clone(), length, True, impl="native")
+    with pytest.raises(ValueError, match="fit"):
+        attention(*(x.double() for x in (q, k, v)), cu, start, length, True, impl="native")
 
 
 def test_offsets_outside_the_tensors_are_refused():

@@ -1,10 +1,10 @@
-"""rope_kv: rotation against float64, what lands in the caches, and refusals."""
+"""rope_kv and rope: rotation and its gradients against float64, what lands in the caches, and refusals."""
 
 import pytest
 import torch
 
-from minilava_kernels.rope_kv import rope_kv
-from tests.numerics import assert_within
+from minilava_kernels.rope_kv import rope, rope_kv
+from tests.numerics import assert_within, with_threads
 
 
 def make(t, h, g, d, dtype=torch.float32):
@@ -50,3 +50,45 @@ def test_bad_rows_are_refused_before_anything_is_written():
         with pytest.raises(IndexError, match="rope_kv"):
             rope_kv(q, k, v, cos, sin, positions, cache, cache.clone(), slots)
         assert torch.equal(q, before) and not cache.any()
+
+
+def make_rope(t, h, g, d, dtype=torch.float32):
+    q, k, v, cos, sin, positions, _, _ = make(t, h, g, d, dtype)
+    q, k = q.reshape(t, h, d) if t % 2 else q.unflatten(1, (h, d)), k.unflatten(1, (g, d))  # strided rows or not
+    return q, k, cos[positions].to(dtype), sin[positions].to(dtype)
+
+
+def run_rope(q, k, cos, sin, grads, impl):
+    """Rotated q and k, and the gradients of both."""
+    q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
+    out = rope(q, k, cos, sin, impl=impl)
+    return *out, *torch.autograd.grad(out, (q, k), grads)
+
+
+@pytest.mark.parametrize("case", [(0, 2, 1, 64), (1, 4, 2, 64), (7, 2, 2, 80), (300, 4, 1, 72), (3, 1, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rope_and_gradients(simd, case, dtype):
+    q, k, cos, sin = make_rope(*case, dtype)
+    grads = [torch.randn(x.shape).to(dtype) for x in (q, k)]
+    native, plain = (run_rope(q, k, cos, sin, grads, impl) for impl in ("native", "reference"))
+    exact = run_rope(*(x.double() for x in (q, k, cos, sin)), [x.double() for x in grads], "reference")
+    for a, b, c in zip(native, plain, exact, strict=True):
+        assert_within(a, b, c, factor=3)
+
+
+def test_rope_threads_and_one_input(simd):
+    q, k, cos, sin = make_rope(500, 4, 2, 64)
+    runs = [with_threads(n, lambda: run_rope(q, k, cos, sin, (q, k), "native")) for n in (1, 2, 3)]
+    assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other, strict=True))
+    q = q.clone().requires_grad_()
+    assert torch.autograd.grad(rope(q, k, cos, sin)[0].sum(), q)[0].shape == q.shape
+
+
+def test_rope_refuses_misfits():
+    q, k, cos, sin = make_rope(4, 2, 1, 64)
+    for bad in ((q[:3], k, cos, sin), (q, k[..., :32], cos, sin), (q, k, cos[:3], sin[:3]), (q, k, cos, sin[:, :31])):
+        with pytest.raises(ValueError, match="rope"):
+            rope(*bad)
+    for bad in ((q.double(), k.double(), cos, sin), (q, k.bfloat16(), cos, sin)):
+        with pytest.raises(ValueError, match="rope"):
+            rope(*bad, impl="native")

@@ -1,4 +1,4 @@
-"""swiglu against float64, over the whole range of float32, in place and with gradients."""
+"""swiglu and its gradients against float64, over the whole range of float32, and in place."""
 
 import pytest
 import torch
@@ -24,10 +24,43 @@ def test_extremes(simd):
     assert torch.equal(out[6:9], gate[0, 6:9]) and out[9].isnan() and out[4] == 0
 
 
-def test_threads_and_gradients():
-    gate, up = torch.randn(30, 3000), torch.randn(30, 3000)
+def gradients(gate, up, grad, function=swiglu):
+    leaves = gate.detach().requires_grad_(), up.detach().requires_grad_()
+    return torch.autograd.grad(function(*leaves), leaves, grad)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 1), (3, 37), (2, 2816), (40, 1029)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients(simd, rows, width, dtype):
+    gate, up = (torch.randn(rows, 2 * width) * 4).to(dtype).split(width, 1)
+    grad = torch.randn(rows, width).to(dtype)
+    before = gate.clone()
+    y = swiglu(gate.detach().requires_grad_(), up)
+    assert torch.equal(gate, before)  # kept for the backward pass
+    assert_within(y, swiglu_reference(gate, up), swiglu_reference(gate.double(), up.double()))
+    plain, exact = (gradients(*t, grad.to(t[0].dtype), swiglu_reference) for t in ((gate, up), (gate.double(), up)))
+    for n, p, e in zip(gradients(gate, up, grad), plain, exact, strict=True):
+        assert_within(n, p, e, factor=3)
+
+
+def test_gradients_at_extremes(simd):
+    gate = torch.tensor([[-1e4, -200.0, -88.0, -1e-30, 0.0, 1e-30, 88.0, 1e30, float("nan")]])
+    dgate, dup = gradients(gate, torch.ones_like(gate), torch.ones_like(gate))
+    assert dgate[0, :3].abs().max() < 1e-30 and dup[0, :3].abs().max() < 1e-30
+    assert torch.equal(dgate[0, 3:8], torch.tensor([0.5, 0.5, 0.5, 1, 1]))
+    assert torch.equal(dup[0, 6:8], gate[0, 6:8]) and dgate[0, 8].isnan() and dup[0, 8].isnan()
+
+
+def test_threads():
+    gate, up, grad = torch.randn(30, 3000), torch.randn(30, 3000), torch.randn(30, 3000)
     results = [with_threads(n, lambda: swiglu(gate.clone(), up)) for n in (1, 2, 3)]
     assert all(torch.equal(results[0], other) for other in results)
-    gate.requires_grad_()
-    swiglu(gate, up).sum().backward()
-    assert gate.grad.shape == gate.shape
+    results = [with_threads(n, lambda: torch.cat(gradients(gate, up, grad))) for n in (1, 2, 3)]
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_misfits_are_refused():
+    x = torch.randn(3, 8)
+    for gate, up in ((x, x[:2]), (x[0], x[0]), (x.t(), x.t()), (x, x.bfloat16()), (x.double(), x.double())):
+        with pytest.raises(ValueError, match="swiglu"):
+            swiglu(gate, up, impl="native")
