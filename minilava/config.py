@@ -92,6 +92,22 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """How a checkpoint wants to be asked where the caller does not say: ``asking`` in the minilava block of its
+    config.json. The published checkpoints have none."""
+
+    recipe: str | None = None
+    anyres: bool | None = None
+    pool: str = "none"  # of video frames
+    frames: int = 16
+
+    def __post_init__(self):
+        kinds = {"recipe": (str, type(None)), "anyres": (bool, type(None)), "pool": str, "frames": int}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]:
+            raise UserError(f"config.json: minilava.asking has a {', '.join(wrong)} of the wrong type")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A whole checkpoint. ``image_token_id`` is None in the original dialect, where the placeholder is virtual."""
 
@@ -105,11 +121,13 @@ class ModelConfig:
     eos_ids: tuple[int, ...] = ()
     repetition_penalty: float = 1.0
     generation: dict = field(default_factory=dict)  # the rest of generation_config.json, for information
+    asking: Asking = Asking()
 
     @property
     def recipe(self) -> str:
-        """The input recipe that this dialect's reference uses: ``authors`` or ``hf``."""
-        return "authors" if self.dialect == "original" else "hf"
+        """The input recipe that the model was trained with or, where its files do not say, that this dialect's
+        reference uses: ``authors`` or ``hf``."""
+        return self.asking.recipe or ("authors" if self.dialect == "original" else "hf")
 
     @staticmethod
     def load(path: str | Path) -> ModelConfig:
@@ -134,6 +152,7 @@ class ModelConfig:
                 eos_ids=() if eos is None else tuple(map(int, eos if isinstance(eos, list) else [eos])),
                 repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
                 generation=generation,
+                asking=Asking(**raw.get("minilava", {}).get("asking", {})),
             )
             _check(config)
         except KeyError as e:

@@ -34,17 +34,17 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.set_defaults(media=[])
-    p.add_argument("--model", metavar="PATH", help="checkpoint directory, either dialect")
+    p.add_argument("--model", metavar="PATH", help="checkpoint directory, either dialect; default: the embedded model")
     p.add_argument("--image", metavar="FILE", action=Medium, default=argparse.SUPPRESS, help="may repeat")
     p.add_argument("--video", metavar="FILE", action=Medium, default=argparse.SUPPRESS, help="or a folder of frames")
     p.add_argument("--views", metavar="DIR", action=Medium, default=argparse.SUPPRESS, help="3D views, in name order")
-    p.add_argument("--frames", type=int, default=16, metavar="N", help="frames sampled from each video")
+    p.add_argument("--frames", type=int, metavar="N", help="frames of each video; default: the checkpoint's own, or 16")
     p.add_argument("--prompt", metavar="TEXT", help="<image> and <video> say where media go; others go in front")
     p.add_argument("--chat", action="store_true", help="a conversation: /image FILE, /video FILE, /reset, /quit")
     p.add_argument("--layout", choices=("interleaved", "front"), default="interleaved")
     p.add_argument("--recipe", choices=("authors", "hf", "train"), help="input format; default: the checkpoint's own")
-    p.add_argument("--anyres", action=argparse.BooleanOptionalAction, help="tile pictures; default: as the recipe does")
-    p.add_argument("--pool", choices=POOLS, default="none", help="pool every video frame to a quarter of its tokens")
+    p.add_argument("--anyres", action=argparse.BooleanOptionalAction, help="tile pictures; default: the checkpoint's")
+    p.add_argument("--pool", choices=POOLS, help="a quarter of a video's tokens; default: the checkpoint's")
     p.add_argument("--newline", choices=NEWLINE_POSITIONS, default="grid", help="newline vectors of pooled videos")
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy")
@@ -94,7 +94,7 @@ def progress_bars(items: Iterable, what: str) -> Iterable:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.frames < 1:
+    if args.frames is not None and args.frames < 1:
         raise UserError("--frames must be at least 1")
     if args.max_new_tokens < 1:
         raise UserError("--max-new-tokens must be at least 1")

@@ -18,7 +18,8 @@ class Packed:
     cu_seqlens: int32 (S + 1,), the first row of each sample and T.
 
     patches: float (V, P, C), normalised pixels of every view of the batch, or None without media.
-    features: (V, P, D) already projected features, which replace patches when given.
+    features: (V, P, D) already projected features, or tower: (V, P, Dv) what the tower says of every view, still to be
+    projected; either replaces patches.
     splice_rows: int64 (N,), token rows that a feature overwrites. splice_source: int64 (N,), the row of the feature
     bank that goes there. The bank is [features (V * P), weighted mixtures, maxima, the newline vector].
     mix_taps int64 (Mw, 4) and mix_weights float32 (Mw, 4); max_taps int64 (Mm, 4): spec 3.5 and 4.3.
@@ -31,6 +32,7 @@ class Packed:
     lengths: tuple[int, ...]  # the same as cu_seqlens, on the host
     patches: Tensor | None = None
     features: Tensor | None = None
+    tower: Tensor | None = None
     splice_rows: Tensor | None = None
     splice_source: Tensor | None = None
     mix_taps: Tensor | None = None
@@ -45,6 +47,11 @@ class Packed:
     @property
     def image_tokens(self) -> int:
         return 0 if self.splice_rows is None else len(self.splice_rows)
+
+    @property
+    def views(self) -> int:
+        given = (x for x in (self.patches, self.tower, self.features) if x is not None)
+        return len(next(given, ()))
 
     def to(self, device: torch.device | str) -> Packed:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}

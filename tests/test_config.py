@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 
 import pytest
 
 from minilava.checkpoint.dialects import to_hf
 from minilava.checkpoint.synthetic import original_config
-from minilava.config import ModelConfig, TextConfig, VisionConfig, read_json
+from minilava.config import Asking, ModelConfig, TextConfig, VisionConfig, read_json
 from minilava.errors import UserError
 from minilava.tokenizer import Tokenizer, byte_tokenizer
 
@@ -102,6 +103,8 @@ def test_eos_comes_from_generation_config_first():
         (changed(HF, image_token_index=None), "image_token_index"),
         (changed(HF, text__rope_scaling={"type": "linear", "factor": 2.0}), "rope scaling"),
         (changed(HF, text_config=[]), "wrong type"),
+        (changed(HF, minilava={"asking": {"frames": "many"}}), "frames of the wrong type"),
+        (changed(HF, minilava={"asking": {"tone": "polite"}}), "wrong type or value"),
     ],
 )
 def test_refusals_say_what_is_wrong(raw, message):
@@ -124,3 +127,10 @@ def test_load_reads_both_files(tmp_path):
     assert ModelConfig.load(tmp_path).repetition_penalty == 1.0
     (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 1.05}))
     assert ModelConfig.load(tmp_path).repetition_penalty == 1.05
+
+
+def test_a_checkpoint_may_say_how_to_ask_it():
+    asking = {"recipe": "train", "anyres": False, "pool": "average", "frames": 6}
+    config = ModelConfig.parse(changed(HF, minilava={"asking": asking}))
+    assert config.recipe == "train" and asdict(config.asking) == asking
+    assert ModelConfig.parse(HF).recipe == "hf" and ModelConfig.parse(ORIGINAL).asking == Asking()

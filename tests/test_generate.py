@@ -107,7 +107,6 @@ def test_seed_and_temperature(capfd, tiny):
     "args,what",
     [
         ((), "nothing to answer"),
-        (("--prompt", "x"), "no model given"),
         (("--prompt", "x", "--model", "/nowhere"), "/nowhere"),
         (("--bogus",), "--bogus"),
         (("--prompt", "x", "--frames", "0"), "--frames"),

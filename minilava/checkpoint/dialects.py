@@ -47,7 +47,7 @@ def to_hf(raw: dict, config: ModelConfig, image_id: int) -> dict:
         "tie_word_embeddings": config.text.tied,
         "text_config": text | {"model_type": "qwen2"} | _text(config.text),
         "vision_config": known.get("vision_config", {}) | _vision(config.vision),
-        "minilava": {"original": _without_block(raw)},
+        "minilava": {"original": _without_block(raw)} | _asking(raw),
     }
 
 
@@ -59,7 +59,7 @@ def to_original(raw: dict, config: ModelConfig, newline: bool) -> dict:
         out["mm_patch_merge_type"] = "flat"
     out |= {k: v for k, v in raw["text_config"].items() if k in KEPT}
     out |= {"architectures": ["LlavaQwenForCausalLM"], "model_type": "llava_qwen"} | _text(config.text)
-    out |= {"mm_hidden_size": config.vision.width, "minilava": {"hf": _without_block(raw)}}
+    out |= {"mm_hidden_size": config.vision.width, "minilava": {"hf": _without_block(raw)} | _asking(raw)}
     if config.vision != VisionConfig():
         out["vision_config"] = _vision(config.vision)
     return out
@@ -73,6 +73,10 @@ def _with_dtype(target: dict, source: dict) -> dict:
 
 def _without_block(raw: dict) -> dict:
     return {k: v for k, v in raw.items() if k != "minilava"}
+
+
+def _asking(raw: dict) -> dict:
+    return {k: v for k, v in raw.get("minilava", {}).items() if k == "asking"}
 
 
 def _text(t: TextConfig) -> dict:

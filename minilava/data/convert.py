@@ -12,7 +12,6 @@ from typing import Any
 from minilava.config import IGNORE, IMAGE, ModelConfig
 from minilava.data.mixture import Source
 from minilava.errors import UserError
-from minilava.inputs.geometry import image_layout
 from minilava.inputs.media import load_image
 from minilava.inputs.sample import MARKERS, Medium, Recipe, Sample, add_patches, build_sample, place_media
 from minilava.inputs.video import load_video
@@ -34,7 +33,7 @@ def to_samples(record: dict, source: Source, form: str, tokenizer: Any, config: 
         samples = [_plain(record, media, recipe, tokenizer, config)]
     else:
         talks = [record.get("conversations")] if form == "chat" else _both_answers(record)
-        samples = [_chat(talk, media, recipe, source.labels, tokenizer, config) for talk in talks]
+        samples = _chats(talks, media, recipe, source.labels, tokenizer, config)
     for sample in samples:
         if sample.tokens > config.max_length:
             raise UserError(f"{sample.tokens} tokens exceed the context of {config.max_length}")
@@ -50,8 +49,9 @@ def _layout(source: Source, draw: float) -> str:
 
 
 def _anyres(record: dict, source: Source, media: list[Medium]) -> bool | None:
-    own = (record.get("metadata") or {}).get("anyres")
-    return bool(own) if own is not None and len(media) == 1 else source.anyres
+    metadata = record.get("metadata")
+    own = metadata.get("anyres") if isinstance(metadata, dict) else None
+    return own if isinstance(own, bool) and len(media) == 1 else source.anyres
 
 
 def _media(record: dict, source: Source) -> list[Medium]:
@@ -62,32 +62,52 @@ def _media(record: dict, source: Source) -> list[Medium]:
     return [Medium("image", [load_image(image)]) for image in images]
 
 
-def _chat(
-    talk: Sequence[dict], media: list[Medium], recipe: Recipe, labels: str, tokenizer: Any, config: ModelConfig
-) -> Sample:
-    conversation = _conversation(talk, media)
-    sample = build_sample(conversation, tokenizer, config, recipe, labels)
-    add_patches(sample, conversation, config, recipe)
-    return sample
+def _chats(
+    talks: Sequence[Any], media: list[Medium], recipe: Recipe, labels: str, tokenizer: Any, config: ModelConfig
+) -> list[Sample]:
+    """A sample per conversation. All are about the same media, whose patches are made once."""
+    conversations = [_conversation(talk, media) for talk in talks]
+    samples = [build_sample(c, tokenizer, config, recipe, labels) for c in conversations]
+    add_patches(samples[0], conversations[0], config, recipe)
+    for other in samples[1:]:
+        other.patches = samples[0].patches
+    return samples
 
 
 def _conversation(talk: Sequence[dict], media: list[Medium]) -> list[dict]:
     """Messages with the media at their markers: the k-th marker of the whole conversation takes the k-th medium
     (spec 5.2). Where no text has a marker, all media stand in front of the first question."""
-    texts = [m.get("value", m.get("content")) for m in talk]
-    if not all(isinstance(t, str) for t in texts):
-        raise UserError("a message has no text")
+    texts = _texts(talk)
     counts = [len(MARKERS.findall(t)) for t in texts]
     if sum(counts) not in (0, len(media)):
         raise UserError(f"the conversation has {sum(counts)} placeholders but {len(media)} media")
     if not sum(counts):
-        counts = [len(media)] + [0] * (len(texts) - 1)
+        first = next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
+        counts[first] = len(media)
     out, at = [], 0
     for message, text, count in zip(talk, texts, counts, strict=True):
-        role = message.get("from", message.get("role"))
+        role = _role(message)
         out.append({"role": role, "content": place_media(text, media[at : at + count])})
         at += count
     return out
+
+
+def _texts(talk: Any) -> list[str]:
+    """The text of every message; a UserError where that is not what a conversation holds."""
+    if not talk or not isinstance(talk, list | tuple):
+        raise UserError("the record has no conversation")
+    if not all(isinstance(m, dict) and isinstance(_role(m), str) for m in talk):
+        raise UserError("a message is not from anyone: expected 'from' or 'role'")
+    texts = [m.get("value", m.get("content")) for m in talk]
+    try:
+        "".join(texts).encode()
+    except (TypeError, UnicodeEncodeError):  # half of a surrogate pair is no text either
+        raise UserError("a message has no text") from None
+    return texts
+
+
+def _role(message: dict) -> Any:
+    return message.get("from", message.get("role"))
 
 
 def _both_answers(record: dict) -> list[list[dict]]:
@@ -99,14 +119,14 @@ def _both_answers(record: dict) -> list[list[dict]]:
 
 
 def _plain(record: dict, media: list[Medium], recipe: Recipe, tokenizer: Any, config: ModelConfig) -> Sample:
-    answers = [m.get("value", m.get("content")) for m in record.get("conversations") or []][1:2]
-    if not answers or not isinstance(answers[0], str) or not media:
+    talk = record.get("conversations")
+    answers = _texts(talk)[1:2] if talk else []
+    if not answers or not media:
         raise UserError("the plain form needs a picture and a caption")
     conversation = [{"role": "user", "content": [{"type": "media", "media": m} for m in media]}]
+    sample = build_sample(conversation, tokenizer, config, recipe)
     text = tokenizer.encode(answers[0] + "\n")
-    ids = [IMAGE] * sum(m.placeholders for m in media) + text
-    sample = Sample(ids, [], labels=[IGNORE] * (len(ids) - len(text)) + text)
-    image = recipe.image_config(config, "image", lone=len(media) == 1)
-    sample.layouts = [image_layout(frame.size, image) for m in media for frame in m.frames]
+    marks = [IMAGE] * len(sample.layouts)  # the chat's tokens make way for the caption; its layouts stay
+    sample.ids, sample.labels = marks + text, [IGNORE] * len(marks) + text
     add_patches(sample, conversation, config, recipe)
     return sample

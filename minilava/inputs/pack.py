@@ -29,9 +29,13 @@ def check_length(sample: Sample, max_length: int, reserve: int = 0) -> None:
         )
 
 
-def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
-    """One batch of all samples in order. patches_per_view: P, the feature rows of one view."""
-    total_views = sum(layout.views for s in samples for layout in s.layouts)
+def pack(samples: Sequence[Sample], patches_per_view: int, share: int = 1) -> Packed:
+    """One batch of all samples in order. patches_per_view: P, the feature rows of one view.
+
+    share: every so many samples in a row are about the same pictures (the two answers of a preference), which are
+    then encoded once, from the patches of the first of them.
+    """
+    total_views = sum(layout.views for s in samples[::share] for layout in s.layouts)
     weighted = [la for s in samples for la in s.layouts if la.weights is not None]
     maxima = [la for s in samples for la in s.layouts if la.taps is not None and la.weights is None]
     # The bank's sections: features, weighted mixtures, maxima, newline.
@@ -40,8 +44,11 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
     newline_at = max_at + sum(len(la.taps) for la in maxima)
 
     ids, positions, labels, rows, source, lengths = [], [], [], [], [], []
-    mix_taps, max_taps, token, view = [], [], 0, 0
-    for sample in samples:
+    mix_taps, max_taps, token, view, group = [], [], 0, 0, 0
+    for number, sample in enumerate(samples):
+        if number % share == 0:
+            group = view
+        view = group  # the first view of the samples that share theirs
         at = np.asarray(sample.ids, np.int64)
         holes = np.flatnonzero(at == IMAGE)
         if len(holes) != len(sample.layouts):
@@ -72,7 +79,7 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
     def cat(parts: list[np.ndarray]) -> Tensor | None:
         return torch.from_numpy(np.concatenate(parts)) if parts else None
 
-    patches = [p for s in samples for p in s.patches]
+    patches = [p for s in samples[::share] for p in s.patches]
     mix_weights = cat([la.weights.astype(np.float32) for la in weighted])
     return Packed(
         ids=cat(ids),

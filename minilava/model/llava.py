@@ -38,13 +38,22 @@ class LLaVA(nn.Module):
         passes = progress(range(0, len(patches), step), "encoding pictures")
         return torch.cat([self.projector(self.vision(patches[i : i + step])) for i in passes])
 
+    @torch.no_grad()
+    def see(self, patches: Tensor) -> Tensor:
+        """patches (V, P, C) -> what a frozen tower says of them, (V, P, Dv): Packed.tower."""
+        patches = patches.to(self.dtype or self.projector.fc1.weight.dtype)
+        step = VIEWS_PER_PASS[patches.device.type]
+        return torch.cat([self.vision(patches[i : i + step]) for i in range(0, len(patches), step)])
+
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the features spliced in: (T, D)."""
         x = nn.functional.embedding(packed.ids, self.text.embed.weight)
         x = x if self.dtype is None else x.to(self.dtype)
         if packed.splice_rows is None:
             return x
-        features = packed.features if packed.features is not None else self.encode(packed.patches)
+        features = packed.features
+        if features is None:
+            features = self.encode(packed.patches) if packed.tower is None else self.projector(packed.tower)
         bank = [features.reshape(-1, features.shape[-1])]
         if packed.mix_taps is not None:
             bank.append(mix_rows(bank[0], packed.mix_taps, packed.mix_weights))

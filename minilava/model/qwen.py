@@ -47,16 +47,25 @@ class Segments:
         return Segments(cu, self.starts, self.lengths, 1, self.max_k)
 
 
+class Linear(nn.Linear):
+    """A linear of a block, which others may stand in for (adapters, quantised weights). Called seven times per layer
+    and token: nn.Module's own call, with its search for hooks, is left out."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x W^T + bias + residual."""
+        return linear(x, self.weight, self.bias, residual=residual)
+
+
 class Block(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         d, h, g, k = config.width, config.heads, config.kv_heads, config.head_dim
         self.eps, self.shape = config.eps, (h, g, k)
         self.norm1, self.norm2 = (nn.RMSNorm(d, config.eps) for _ in range(2))
-        self.q, self.k, self.v = (nn.Linear(d, n * k) for n in (h, g, g))
-        self.o = nn.Linear(h * k, d, bias=False)
-        self.gate, self.up = (nn.Linear(d, config.mlp_width, bias=False) for _ in range(2))
-        self.down = nn.Linear(config.mlp_width, d, bias=False)
+        self.q, self.k, self.v = (Linear(d, n * k) for n in (h, g, g))
+        self.o = Linear(h * k, d, bias=False)
+        self.gate, self.up = (Linear(d, config.mlp_width, bias=False) for _ in range(2))
+        self.down = Linear(config.mlp_width, d, bias=False)
 
     def forward(
         self,
@@ -73,7 +82,7 @@ class Block(nn.Module):
         so keys and values are made for all rows and everything after them for these alone."""
         h, g, k = self.shape
         n = rms_norm(x, self.norm1.weight, self.eps)
-        query, key, value = (linear(n, m.weight, m.bias) for m in (self.q, self.k, self.v))
+        query, key, value = self.q(n), self.k(n), self.v(n)
         if kv is None:
             query, key = rope(query.view(-1, h, k), key.view(-1, g, k), cos, sin)
             kv = (key, value.view(-1, g, k))
@@ -86,10 +95,10 @@ class Block(nn.Module):
             query, *kv, segments.cu, segments.starts, segments.lengths, causal=True,
             max_q=segments.max_q, max_k=segments.max_k,
         )  # fmt: skip
-        x = linear(a.reshape(len(x), h * k), self.o.weight, residual=x)
+        x = self.o(a.reshape(len(x), h * k), residual=x)
         n = rms_norm(x, self.norm2.weight, self.eps)
-        n = swiglu(linear(n, self.gate.weight), linear(n, self.up.weight))
-        return linear(n, self.down.weight, residual=x)
+        n = swiglu(self.gate(n), self.up(n))
+        return self.down(n, residual=x)
 
 
 class Qwen(nn.Module):

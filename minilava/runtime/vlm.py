@@ -27,6 +27,8 @@ from minilava.runtime.sampling import Sampling
 from minilava.runtime.text import TextStream
 from minilava.tokenizer import Tokenizer
 
+TINY = Path(__file__).parents[1] / "assets" / "tiny"  # the embedded checkpoint, made by recipes/tiny
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -76,7 +78,7 @@ class Stream:
 
 
 def load(path: str | Path | None = None, device: str = "auto", dtype: str = "auto", quant: str | None = None) -> VLM:
-    """Load a checkpoint directory of either dialect.
+    """Load a checkpoint directory of either dialect; without a path, the small model that ships with the package.
 
     device: auto, cpu or cuda. dtype: auto, float32, bfloat16 or float16 (CUDA only). quant: none.
     Raises UserError for anything wrong with the path, the files or the arguments.
@@ -84,11 +86,7 @@ def load(path: str | Path | None = None, device: str = "auto", dtype: str = "aut
     began = time.perf_counter()
     if quant not in (None, "none"):
         raise UserError(f"--quant {quant}: this version runs float weights only; use --quant none")
-    if path is None:
-        raise UserError(
-            "no model given: pass --model with a checkpoint directory "
-            "(python -m minilava.checkpoint random DIR --shape 0.5b writes one to try)"
-        )
+    path = TINY if path is None else path
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     checkpoint = open_checkpoint(path)
@@ -187,10 +185,11 @@ class VLM:
         newline_position: str = "grid",
     ) -> Request:
         """Check and collect the options of one request. None takes the checkpoint's own: repetition_penalty from its
-        generation_config.json (it applies to greedy decoding too, as upstream), recipe from its dialect."""
+        generation_config.json (it applies to greedy decoding too, as upstream), recipe and anyres from its config."""
         if max_new_tokens < 1:
             raise UserError("max-new-tokens must be at least 1")
         recipe = recipe or self.config.recipe
+        anyres = self.config.asking.anyres if anyres is None else anyres
         for value, allowed in ((recipe, RECIPES), (layout, LAYOUTS), (newline_position, NEWLINE_POSITIONS)):
             if value not in allowed:
                 raise UserError(f"{value!r} is not one of {', '.join(allowed)}")
@@ -201,7 +200,8 @@ class VLM:
     def take_frames(self, options: dict) -> tuple[int, str]:
         """Take frames and pool out of the options. No more frames than overflow the context are ever decoded, so that
         a long video is refused for its tokens and not for its memory."""
-        frames, pool = options.pop("frames", 16), options.pop("pool", "none")
+        given = {k: options.pop(k, None) for k in ("frames", "pool")}
+        frames, pool = (getattr(self.config.asking, k) if v is None else v for k, v in given.items())
         if frames < 1:
             raise UserError("frames must be at least 1")
         if pool not in POOLS:

@@ -28,7 +28,7 @@ def new_parser() -> argparse.ArgumentParser:
     p.add_argument("dst", help="new directory")
     p.add_argument("--shape", required=True, metavar="CONFIG.json", help="config.json of the hf dialect")
     p.add_argument("--data", required=True, metavar="MIXTURE.yaml", help="whose text the vocabulary is learned from")
-    p.add_argument("--vocabulary", type=int, default=1024, help="byte-level BPE tokens")
+    p.add_argument("--vocabulary", type=int, default=1020, help="byte-level BPE tokens")
     p.add_argument("--seed", type=int, default=0)
     return p
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from minilava.data.convert import FORMS
 from minilava.errors import UserError
 
+PATHS = ("path", "json_path", "images")  # what names files in a mixture
 PARTS = ("vision", "projector", "text")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -68,8 +70,18 @@ class TrainConfig:
             (self.shard in ("auto", "fsdp", "ddp"), "shard is auto, fsdp or ddp"),
             (min(self.steps, self.budget, self.micro_batches, self.keep, self.save_every) >= 1,
              "steps, budget, micro_batches, keep and save_every are at least 1"),
-            (self.lr > 0 and 0 <= self.warmup <= 1 and self.clip > 0, "lr and clip are above 0, warmup from 0 to 1"),
-            (self.lora == 0 or "text" in self.train, "lora needs the part text in train"),
+            (isinstance(self.data, str | dict), "data is a mixture or the name of its file"),
+            (self.device in ("auto", "cpu", "cuda"), "device is auto, cpu or cuda"),
+            (min(self.lr, self.clip, self.eps, self.beta) > 0, "lr, clip, eps and beta are above 0"),
+            (min(self.lr_vision or 0, self.lr_projector or 0, self.weight_decay, self.sft_weight) >= 0,
+             "lr_vision, lr_projector, weight_decay and sft_weight are not below 0"),
+            (0 <= self.warmup <= 1, "warmup is from 0 to 1"),
+            (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas are two numbers from 0 to below 1"),
+            (0 <= self.seed < 2**32 and self.workers >= 0, "seed and workers are not below 0, seed is below 2^32"),
+            (self.lora == 0 or self.lora > 0 and "text" in self.train, "lora is a rank, and needs text in train"),
+            (not self.features or "vision" not in self.train, "features need a frozen tower: train without vision"),
+            (0 <= self.lora_dropout < 1, "lora_dropout is from 0 to below 1"),
+            (self.form != "pairs" or not self.lora_dropout, "preferences are learned without lora_dropout (spec 6.7)"),
         ]  # fmt: skip
         for holds, wanted in checks:
             if not holds:
@@ -96,16 +108,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             raw[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise UserError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(raw.get("data"), str) and not Path(raw["data"]).is_absolute():
-        raw["data"] = str(path.parent / raw["data"])
-    return parse(raw)
+    return parse(raw | ({"data": _placed(raw["data"], path.parent)} if "data" in raw else {}))
+
+
+def _placed(data: Any, folder: Path) -> Any:
+    """A mixture, inline or a file's name, with its paths seen from the YAML file's folder."""
+    if isinstance(data, str):
+        return str(folder / data)
+    if isinstance(data, dict):
+        data = {k: str(folder / v) if k in PATHS and isinstance(v, str) else v for k, v in data.items()}
+        return {k: [_placed(x, folder) for x in v] if isinstance(v, list) else v for k, v in data.items()}
+    return data
 
 
 def parse(raw: dict) -> TrainConfig:
     """A TrainConfig from plain values, with every wrong key and type named."""
     known = {f.name: f for f in fields(TrainConfig)}
-    if unknown := sorted(set(raw) - set(known)):
-        raise UserError(f"training config: unknown settings {', '.join(map(str, unknown))}; known: {', '.join(known)}")
+    if unknown := sorted(map(str, set(raw) - set(known))):
+        raise UserError(f"training config: unknown settings {', '.join(unknown)}; known: {', '.join(known)}")
     if missing := [n for n in ("init", "out", "data", "steps") if n not in raw]:
         raise UserError(f"training config: {', '.join(missing)} must be given")
     return TrainConfig(**{name: _typed(name, known[name].type, value) for name, value in raw.items()})
@@ -121,11 +141,11 @@ def _typed(name: str, kind: str, value: Any) -> Any:
             return tuple(float(x) if "float" in kind else str(x).strip() for x in items)
         if kind == "bool" and isinstance(value, bool) or kind.startswith("str") and isinstance(value, str):
             return value
-        if kind.startswith("float") and not isinstance(value, bool):
+        if kind.startswith("float") and not isinstance(value, bool) and math.isfinite(float(value)):
             return float(value)
         if kind == "int" and not isinstance(value, bool) and int(value) == float(value):
             return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"training config: {name} must be {kind.removesuffix(' | None')}, not {value!r}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,17 +23,19 @@ class Log:
         self.path = out / LOG
         kept = [line for line in read_log(out) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        self.path.with_suffix(".tmp").write_text(text, "utf-8")
-        os.replace(self.path.with_suffix(".tmp"), self.path)
-        self.file = open(self.path, "a", encoding="utf-8")
+        with self._writing():
+            self.path.with_suffix(".tmp").write_text(text, "utf-8")
+            os.replace(self.path.with_suffix(".tmp"), self.path)
+            self.file = open(self.path, "a", encoding="utf-8")
         self.bar = tqdm(total=steps, initial=step, unit="step", desc="training", dynamic_ncols=True, file=sys.stderr,
                         disable=None)  # fmt: skip
         self.board = _board(out) if tensorboard else None
 
     def write(self, row: dict) -> None:
         """One step's figures. Numbers are plain Python ones; ``loss`` and ``step`` are among them."""
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with self._writing():
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
         self.bar.update(row["step"] - self.bar.n)
         self.bar.set_postfix_str(
             f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s, {row['images_per_s']:.0f} images/s"
@@ -42,9 +46,17 @@ class Log:
 
     def close(self) -> None:
         self.bar.close()
-        self.file.close()
+        with suppress(OSError):  # what a full disk refused is still in the buffer
+            self.file.close()
         if self.board:
             self.board.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UserError(f"cannot write {self.path}: {e.strerror or e}") from None
 
 
 def read_log(out: Path) -> list[dict]:

@@ -6,7 +6,7 @@ import json
 import resource
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -19,18 +19,21 @@ from minilava.device import pick_dtype
 from minilava.errors import UserError
 from minilava.packed import Packed
 from minilava.tokenizer import Tokenizer
-from minilava.train import optim, state
+from minilava.train import lora, optim, state
 from minilava.train.config import TrainConfig
+from minilava.train.features import Features
 from minilava.train.log import Log
 from minilava.train.objective import Preferences, Supervised
-from minilava.train.ranks import Ranks, clip_gradients, spread, sync_gradients
-from minilava.train.weights import load_for_training, write_model
+from minilava.train.ranks import Ranks, clip_gradients, spread, sync_gradients, with_view
+from minilava.train.reference import prepare
+from minilava.train.weights import load_for_training, replace_model
 
 MODEL = "model"  # the finished run's checkpoint, OUT/model
+ADAPTER = "adapter"  # with LoRA, its adapters alone in PEFT's form, OUT/adapter
 
 
 class Run:
-    """Everything that a step needs. Made by start(), which also resumes; ``train`` drives it to the end."""
+    """Everything that a step needs, as the last checkpoint left it; ``train`` drives it to the end."""
 
     def __init__(self, config: TrainConfig, ranks: Ranks):
         self.config, self.ranks, self.out = config, ranks, Path(config.out)
@@ -40,15 +43,20 @@ class Run:
         self.model.dtype = None if self.dtype == torch.float32 else self.dtype
         self.model.vision.recompute = self.model.text.recompute = config.recompute
         optim.set_trainable(self.model, config.train)
-        mixture = load_mixture(config.data, seed=config.seed)
+        if config.lora:
+            lora.attach(self.model, config.lora, config.lora_alpha, config.lora_dropout, config.seed)
+        self.mixture = mixture = load_mixture(config.data, seed=config.seed)
+        self.positions = list(range(config.micro_batches))
+        self.features = Features(config.features, self.model.vision, self.dtype) if config.features else None
         if config.form == "pairs":
             self.objective = Preferences(self.model, config.beta, config.sft_weight)
+            stream = self._stream(mixture)
+            self.reference = prepare(self.out, config.init, self.model, stream, ranks, config.workers)
         else:
             self.objective = Supervised(self.model)
         self.engine = spread(self.objective, config, ranks, self.dtype)
         self.optimizer = optim.make_optimizer(self.engine, config)
         self.step, self.seen = 0, {"tokens": 0, "labelled": 0, "images": 0, "samples": 0, "refused": 0}
-        self.positions = list(range(config.micro_batches))
         self._resume()
         self.stream = self._stream(mixture)
         self.batches = self.stream.loader(config.workers)
@@ -57,7 +65,7 @@ class Run:
         c = self.config
         return Stream(
             mixture, self.tokenizer, self.model.config, c.budget, c.form, c.micro_batches, c.seed,
-            self.positions, self.ranks.rank, self.ranks.world, c.strict,
+            self.positions, self.ranks.rank, self.ranks.world, c.strict, self.features,
         )  # fmt: skip
 
     # --- resume ---------------------------------------------------------------------------------------------------
@@ -66,21 +74,28 @@ class Run:
         last = state.latest(self.out)
         if last is None:
             return
-        run = state.restore(last, self.engine, self.optimizer, self.ranks)
+        run = state.read(last)
         for name, value in self._identity().items():
-            if run["identity"].get(name) != value:
-                raise UserError(
-                    f"{self.out} holds a run with {name} {run['identity'].get(name)!r}, not {value!r}: name another out"
-                )
+            was = run["identity"].get(name, value)  # absent: a setting younger than the checkpoint
+            if was != value:
+                raise UserError(f"{self.out} holds a run with {name} {was!r}, not {value!r}: name another out")
+        state.restore(last, self.engine, self.optimizer, self.ranks)
         self.step, self.seen, self.positions = run["step"], run["seen"], run["positions"]
         rng = run["rng"][self.ranks.rank] if self.ranks.rank < len(run["rng"]) else None
         if rng:
             torch.set_rng_state(torch.frombuffer(bytearray.fromhex(rng), dtype=torch.uint8))
 
     def _identity(self) -> dict:
-        """The settings that a resumed run must share with its beginning, as JSON gives them back."""
-        free = ("init", "out", "steps", "workers", "save_every", "keep", "tensorboard", "device", "shard", "strict")
-        return json.loads(json.dumps({k: v for k, v in asdict(self.config).items() if k not in free}))
+        """The settings that a resumed run must share with its beginning, as JSON gives them back. Of data in a file
+        its contents count, not its name."""
+        free = ("init", "out", "steps", "workers", "save_every", "keep", "tensorboard", "device", "shard", "strict",
+                "features")  # fmt: skip
+        if isinstance(self.config.data, str):
+            free += ("data",)
+        sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in self.mixture.sources]
+        mixture = [s | {"records": len(s["records"])} for s in sources]
+        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
+        return json.loads(json.dumps(settings | {"mixture": mixture}))
 
     def save(self) -> None:
         """Write the checkpoint of the steps done so far."""
@@ -108,7 +123,8 @@ class Run:
         batches = [next(self.batches) for _ in self.stream.own]
         own = [self.objective.units(b) for b in batches]
         units = self.ranks.sum(sum(own))[0]
-        optim.set_rates(self.optimizer, optim.scale(self.step, self.config))
+        share = optim.scale(self.step, self.config)
+        optim.set_rates(self.optimizer, share)
         loss, sums = 0.0, torch.zeros(len(self.objective.metrics))
         for i, batch in enumerate(batches):
             with sync_gradients(self.engine, last=i + 1 == len(batches)):
@@ -130,18 +146,23 @@ class Run:
         for batch in batches:
             self.positions[batch.lane] = batch.after
         return self._figures(
-            batches, loss, sums, units, norm, time.perf_counter() - began, self.batches.waited - waited
+            batches, loss, sums, units, share, norm, time.perf_counter() - began, self.batches.waited - waited
         )
 
     def _forward(self, batch: Batch):
         packed: Packed = batch.packed.to(self.ranks.device) if self.ranks.device.type != "cpu" else batch.packed
+        packed = with_view(packed, self.model.config.vision)
+        if self.features is not None:
+            packed = self.features.fill(packed, batch.views, self.model)
+        if self.config.form == "pairs":
+            return self.engine(packed, self.reference.of(batch).to(self.ranks.device))
         return self.engine(packed)
 
-    def _figures(self, batches, loss, sums, units, norm, seconds, waited) -> dict:
+    def _figures(self, batches, loss, sums, units, share, norm, seconds, waited) -> dict:
         counts = {
             "tokens": sum(b.packed.tokens for b in batches),
             "labelled": sum(Supervised.units(b) for b in batches),
-            "images": sum(0 if b.packed.patches is None else len(b.packed.patches) for b in batches),
+            "images": sum(b.packed.views for b in batches),
             "samples": sum(len(b.names) for b in batches),
             "refused": sum(len(b.refused) for b in batches),
         }
@@ -154,7 +175,7 @@ class Run:
             "step": self.step,
             "loss": totals[0] / units,
             **metrics,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.config.lr * share,
             "grad_norm": norm,
             **counts,
             "seconds": seconds,
@@ -167,14 +188,18 @@ class Run:
         }
 
     def export(self) -> None:
-        """Write OUT/model, a checkpoint in the dialect of ``init`` and bfloat16."""
+        """Write OUT/model, a checkpoint in the dialect of ``init`` and bfloat16; before it, OUT/adapter with LoRA."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        c, options = self.config, StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(self.engine, options=options)
         if self.ranks.first:
             tensors = {name.removeprefix("model."): t for name, t in tensors.items()}
-            write_model(tensors, self.config.init, self.out / MODEL, torch.bfloat16)
+            if c.lora:
+                adapter = self.out / ADAPTER
+                lora.write_adapter(tensors, c.init, adapter, c.lora, c.lora_alpha, c.lora_dropout, c.train)
+                tensors = lora.merge(tensors, c.lora_alpha / c.lora)
+            replace_model(tensors, c.init, self.out / MODEL, torch.bfloat16)
         self.ranks.barrier()
 
 
@@ -184,7 +209,7 @@ def train(config: TrainConfig) -> Path:
     Ctrl-C (or SIGTERM) ends the run after the current step with a checkpoint; a second one ends it at once.
     """
     out = Path(config.out)
-    if (out / MODEL / "config.json").exists():
+    if finished(out, config.steps):
         return out / MODEL
     ranks = Ranks.start(config.device)
     try:
@@ -213,6 +238,12 @@ def train(config: TrainConfig) -> Path:
     return out / MODEL
 
 
+def finished(out: Path, steps: int) -> bool:
+    """Whether OUT/model is there, and is the model of at least this many steps."""
+    last = state.latest(out)
+    return (out / MODEL / "config.json").exists() and (last is None or int(last.name[-8:]) >= steps)
+
+
 def show(config: TrainConfig) -> None:
     """Print the first samples of the first batch with their labels marked."""
     tokenizer, model = Tokenizer.load(config.init), ModelConfig.load(config.init)
@@ -222,16 +253,18 @@ def show(config: TrainConfig) -> None:
 
 
 class _Stop:
-    """Turns the first Ctrl-C or SIGTERM into a flag; the second one interrupts as usual."""
+    """Turns the first Ctrl-C or SIGTERM into a flag; a second one interrupts as usual. One within a second of the
+    first is the same: torchrun passes on to its processes the Ctrl-C that the terminal has sent them already."""
 
     def __init__(self):
-        self.asked = False
+        self.asked, self.since = False, 0.0
         self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask(self, number, frame) -> None:
-        if self.asked:
+        if self.asked and time.monotonic() - self.since > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
     def restore(self) -> None:
         for number, handler in self.before.items():

@@ -61,10 +61,10 @@ def log_probabilities(model: LLaVA, packed: Packed) -> tuple[Tensor, Tensor]:
     """Summed log-probability of every sample's labelled tokens and their number, as pairs: float32 (S / 2, 2) each."""
     nll, rows = model.losses(packed)
     sample = torch.bucketize(rows, packed.cu_seqlens[1:].long(), right=True)
-    zeros = nll.new_zeros(len(packed.lengths))
-    sums = zeros.index_add(0, sample, -nll)
-    counts = zeros.index_add(0, sample, torch.ones_like(nll))
-    return sums.view(-1, 2), counts.view(-1, 2)
+    zeros = nll.new_zeros(len(packed.lengths), dtype=torch.float64)  # thousands of terms, of which a difference is left
+    sums = zeros.index_add(0, sample, -nll.double())
+    counts = zeros.index_add(0, sample, torch.ones_like(nll, dtype=torch.float64))
+    return sums.float().view(-1, 2), counts.float().view(-1, 2)
 
 
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:

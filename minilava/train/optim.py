@@ -17,20 +17,20 @@ def set_trainable(model: nn.Module, parts: tuple[str, ...]) -> None:
         parameter.requires_grad_(("text" if part == "newline" else part) in parts)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(engine: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with one group per part and per decay. No decay for biases and layer norms; RMS norms, embeddings and
-    positions do decay, as published (spec 6.3)."""
+    positions do decay, as published (spec 6.3). engine: an objective around the model, replicated or not."""
     no_decay = {
         f"{name}.{p}" if name else p
-        for name, module in model.named_modules()
+        for name, module in engine.named_modules()
         for p, _ in module.named_parameters(recurse=False)
         if isinstance(module, nn.LayerNorm) or "bias" in p
     }
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
     groups: dict[tuple, list] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in engine.named_parameters():
         if parameter.requires_grad:
-            rate = rates.get(name.split(".")[0])
+            rate = rates.get(name.removeprefix("module.").removeprefix("model.").split(".")[0])
             key = (config.lr if rate is None else rate, 0.0 if name in no_decay else config.weight_decay)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minilava.config import VisionConfig
 from minilava.errors import UserError
+from minilava.packed import Packed
 from minilava.train.config import TrainConfig
 
 REPLICATE_BELOW = 1 << 30  # parameters' bytes up to which every process may hold a whole copy (shard: auto)
@@ -67,7 +69,6 @@ def spread(objective: nn.Module, config: TrainConfig, ranks: Ranks, dtype: torch
         return objective
     size = sum(p.numel() * p.element_size() for p in objective.parameters())
     model = objective.model
-    model.always_encode = True  # a rank without pictures must join the tower's collectives as well
     if config.shard == "ddp" or config.shard == "auto" and size <= REPLICATE_BELOW:
         ids = [ranks.device.index] if ranks.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(objective, device_ids=ids)
@@ -76,9 +77,24 @@ def spread(objective: nn.Module, config: TrainConfig, ranks: Ranks, dtype: torch
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     policy = MixedPrecisionPolicy(dtype, torch.float32) if dtype != torch.float32 else MixedPrecisionPolicy()
-    for block in [*model.vision.blocks, *model.text.blocks]:
+    # With a store of features a process meets new pictures, and runs the tower, on its own: each holds all of it.
+    whole = set(model.vision.parameters()) if config.features else set()
+    for block in [*([] if whole else model.vision.blocks), *model.text.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(objective, mesh=mesh, mp_policy=policy)
+    return fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+
+
+def with_view(packed: Packed, vision: VisionConfig) -> Packed:
+    """A pack without pictures gets a blank view that no row takes, as upstream's text samples do (spec 5.7).
+
+    So every parameter has a gradient in every step, be it zero, and every process joins the tower's collectives:
+    what AdamW does to a weight depends neither on the number of processes nor on which of them has the pictures.
+    """
+    if packed.views:
+        return packed
+    patches = torch.zeros(1, vision.patches, vision.channels * vision.patch_size**2, device=packed.ids.device)
+    none = packed.ids.new_empty(0)
+    return replace(packed, patches=patches, splice_rows=none, splice_source=none)
 
 
 def sync_gradients(objective: nn.Module, last: bool) -> object:

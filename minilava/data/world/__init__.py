@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from random import Random
 
-from minilava.data.world.example import STYLES, Example
+from minilava.data.world.example import STYLES, Example, Question
 from minilava.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+DESCRIBED = 0.6  # share of conversations in which one frame is described
+FRAMES = {"image": "picture", "views": "view", "video": "frame"}
 # task -> (module, scenario); the function in the module has the task's name.
 TASKS = {
     "spot_difference": ("difference", "multi-image"),
@@ -47,9 +49,17 @@ def example(task: str, split: str, index: int, size: int = 128, seed: int = 0) -
 
 
 def make(task: str, split: str, index: int, size: int = 128, seed: int = 0, turns: int = 1) -> dict:
-    """One record: at most ``turns`` questions as one conversation. ``image`` or ``video`` holds PIL pictures."""
+    """One record: at most ``turns`` questions as one conversation. ``image`` or ``video`` holds PIL pictures.
+
+    Of several turns one is often the dense description of one frame: it ties every word to a picture, where an answer
+    of one word says little.
+    """
     made, rng = example(task, split, index, size, seed)
     asked = rng.sample(made.questions, min(turns, len(made.questions)))
+    if turns > 1 and len(made.frames) > 1 and made.captions and rng.random() < DESCRIBED:
+        frame = rng.randrange(len(made.frames))
+        question = f"Describe {FRAMES[made.kind]} {frame + 1}."
+        asked[rng.randrange(len(asked))] = Question(question, made.captions[frame], "text")
     messages = []
     for i, q in enumerate(asked):
         hint = " " + rng.choice(STYLES[q.style]) if STYLES[q.style] else ""
