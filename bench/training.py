@@ -31,7 +31,7 @@ from minilava.inputs.sample import Recipe, Sample
 from minilava.runtime.vlm import TINY
 from minilava.train.config import TrainConfig
 from minilava.train.objective import Supervised
-from minilava.train.optim import make_optimizer
+from minilava.train.optim import make_optimizers
 from minilava.train.weights import load_for_training
 
 RATE = 1e-4
@@ -75,7 +75,8 @@ def batches(config, count: int, samples: int, seed: int = 0) -> list[list[tuple[
 def run_ours(path: Path, data, config) -> Side:
     model, _ = load_for_training(path, torch.device("cpu"))
     settings = TrainConfig(init="", out="", data={}, steps=1, lr=RATE)
-    optimizer, objective = make_optimizer(model, settings), Supervised(model)
+    objective = Supervised(model)
+    (optimizer,) = make_optimizers(objective, settings)
 
     def step(batch):
         packed = pack([s for s, _ in batch], config.vision.patches)

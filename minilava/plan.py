@@ -93,7 +93,7 @@ def plan(
     config: TrainConfig | None = None,
     images: int = 1,
     video_frames: int = 0,
-    pool: str = "none",
+    pool: str | None = None,
     context: int | None = None,
     batch: int = 1,
     dtype: str = "auto",
@@ -106,13 +106,14 @@ def plan(
     """
     shape = ModelConfig.load(model)
     context = shape.max_length if context is None else context
-    if min(images, video_frames) < 0 or min(context, batch) < 1 or pool not in POOLS:
+    if min(images, video_frames) < 0 or min(context, batch) < 1 or pool not in (None, *POOLS):
         raise UserError(f"counts are not below 0, context and batch at least 1, pool one of {', '.join(POOLS)}")
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     parts: dict[str, int] = {}
     for name, dims in expected(shape).items():
         parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + math.prod(dims)
+    pool = pool or shape.asking.pool
     tokens = _tokens(shape, pool)
     frames = _video(shape, pool, video_frames) if video_frames else 0
     per_token = 2 * shape.text.layers * shape.text.kv_heads * shape.text.head_dim * kind.itemsize
@@ -165,7 +166,8 @@ def _training(
     kept, recomputed, block = _activations(shape, c, views, size, native)
     logits = 3 * 4 * c.budget * min(CHUNK, t.vocab_rows)
     head = 4 * t.vocab_rows * t.width * ("text" in c.train and not c.lora)  # the gradient of its other use
-    state = parameters + 8 * trained
+    optimizer = 8 * trained - 4 * _one_moment(shape, c)
+    state = parameters + optimizer
     return Training(
         parts=c.train,
         dtype=str(kind).removeprefix("torch."),
@@ -176,7 +178,7 @@ def _training(
         parameters=parameters,
         copies=copied * size if size < 4 else 0,
         gradients=4 * trained,
-        optimizer=8 * trained,
+        optimizer=optimizer,
         activations=kept,
         recomputed=recomputed,
         working=max(logits, block) + head,
@@ -197,6 +199,20 @@ def _activations(shape: ModelConfig, c: TrainConfig, views: int, size: int, nati
     inputs = (t.layers * c.budget * t.width + see * v.layers * rows * v.width) * size
     block = max(text, vision)
     return t.layers * text + v.layers * vision + ends, inputs + ends + block, block
+
+
+def _one_moment(shape: ModelConfig, c: TrainConfig) -> int:
+    """Values of the matrices that Muon moves, for which it keeps one average where AdamW keeps two."""
+    if c.optimizer != "muon":
+        return 0
+    found = {
+        name: math.prod(size)
+        for name, size in expected(shape).items()
+        if len(size) == 2 and (".blocks." in name or name.startswith("projector"))
+    }
+    adapters = shape.text.layers * c.lora * sum(a + b for a, b in _linear_shapes(shape.text))
+    plain = [part for part in c.train if not (part == "text" and c.lora)]
+    return adapters + sum(n for name, n in found.items() if name.split(".")[0] in plain)
 
 
 def _linear_shapes(t: TextConfig) -> list[tuple[int, int]]:
@@ -285,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one of its settings")
     p.add_argument("--images", type=int, default=1, metavar="N", help="of a request")
     p.add_argument("--video-frames", type=int, default=0, metavar="N", help="of a request")
-    p.add_argument("--pool", choices=POOLS, default="none", help="of video frames")
+    p.add_argument("--pool", choices=POOLS, help="of video frames; default: the checkpoint's")
     p.add_argument("--context", type=int, metavar="N", help="rows of the cache; default: the model's context")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="sequences in the cache")
     p.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="to generate in")

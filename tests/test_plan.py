@@ -14,8 +14,9 @@ from minilava.plan import main, plan
 from minilava.runtime.cache import KVCache
 from minilava.train import lora, optim
 from minilava.train.config import TrainConfig
-from minilava.train.loop import train
+from minilava.train.loop import Run, train
 from minilava.train.objective import Supervised
+from minilava.train.ranks import Ranks
 from minilava.train.weights import load_for_training
 
 BUDGET = 400
@@ -123,6 +124,17 @@ def test_activations_are_right_within_15_percent(tiny, changes):
     assert t.parameters == parameters
     assert t.gradients == gradients and t.optimizer == 2 * gradients
     assert measured / 1.15 < t.activations + t.copies < measured * 1.15
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": ("projector",)}, {"lora": 4, "train": ("text",)}], ids=str)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizer_states_are_what_the_optimizers_keep(tiny, tmp_path, optimizer, changes):
+    sources = {"sources": [{"world": "single_image", "samples": 9, "size": 56}]}
+    c = config(tiny, **changes | {"optimizer": optimizer, "out": str(tmp_path), "data": sources, "workers": 0})
+    run = Run(c, Ranks.start("cpu"))
+    run.advance()
+    kept = [v for o in run.optimizers for state in o.state.values() for v in state.values() if v.dim()]
+    assert plan(tiny, c, device="cpu").training.optimizer == sum(v.nbytes for v in kept)
 
 
 def test_recompute_keeps_the_blocks_inputs(tiny):

@@ -13,6 +13,7 @@ from minilava.errors import UserError
 
 PATHS = ("path", "json_path", "images")  # what names files in a mixture
 PARTS = ("vision", "projector", "text")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -35,6 +36,7 @@ class TrainConfig:
     train: tuple[str, ...] = PARTS
     budget: int = 4096
     micro_batches: int = 1
+    optimizer: str = "adamw"
     lr: float = 1e-5
     lr_vision: float | None = None
     lr_projector: float | None = None
@@ -65,6 +67,7 @@ class TrainConfig:
         checks = [
             (self.form in FORMS, f"form is one of {', '.join(FORMS)}"),
             (set(self.train) <= set(PARTS) and bool(self.train), f"train names parts of {', '.join(PARTS)}"),
+            (self.optimizer in OPTIMIZERS, f"optimizer is one of {', '.join(OPTIMIZERS)}"),
             (self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}"),
             (self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}"),
             (self.shard in ("auto", "fsdp", "ddp"), "shard is auto, fsdp or ddp"),

@@ -55,7 +55,7 @@ class Run:
         else:
             self.objective = Supervised(self.model)
         self.engine = spread(self.objective, config, ranks, self.dtype)
-        self.optimizer = optim.make_optimizer(self.engine, config)
+        self.optimizers = optim.make_optimizers(self.engine, config)
         self.step, self.seen = 0, {"tokens": 0, "labelled": 0, "images": 0, "samples": 0, "refused": 0}
         self._resume()
         self.stream = self._stream(mixture)
@@ -79,7 +79,7 @@ class Run:
             was = run["identity"].get(name, value)  # absent: a setting younger than the checkpoint
             if was != value:
                 raise UserError(f"{self.out} holds a run with {name} {was!r}, not {value!r}: name another out")
-        state.restore(last, self.engine, self.optimizer, self.ranks)
+        state.restore(last, self.engine, self.optimizers, self.ranks)
         self.step, self.seen, self.positions = run["step"], run["seen"], run["positions"]
         rng = run["rng"][self.ranks.rank] if self.ranks.rank < len(run["rng"]) else None
         if rng:
@@ -113,7 +113,7 @@ class Run:
             "rng": rng,
             "identity": self._identity(),
         }
-        state.save(self.out, self.step, self.engine, self.optimizer, run, self.config.keep, self.ranks)
+        state.save(self.out, self.step, self.engine, self.optimizers, run, self.config.keep, self.ranks)
 
     # --- one step -------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Run:
         own = [self.objective.units(b) for b in batches]
         units = self.ranks.sum(sum(own))[0]
         share = optim.scale(self.step, self.config)
-        optim.set_rates(self.optimizer, share)
+        optim.set_rates(self.optimizers, share)
         loss, sums = 0.0, torch.zeros(len(self.objective.metrics))
         for i, batch in enumerate(batches):
             with sync_gradients(self.engine, last=i + 1 == len(batches)):
@@ -140,8 +140,9 @@ class Run:
         if not norm < float("inf"):
             names = ", ".join(name for b in batches for name in b.names)
             raise UserError(f"step {self.step + 1}: the gradient's norm is {norm} for {names}")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.engine.zero_grad(set_to_none=True)
         self.step += 1
         for batch in batches:
             self.positions[batch.lane] = batch.after

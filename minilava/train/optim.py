@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from minilava.errors import UserError
 from minilava.train.config import TrainConfig
 
 
@@ -17,9 +18,13 @@ def set_trainable(model: nn.Module, parts: tuple[str, ...]) -> None:
         parameter.requires_grad_(("text" if part == "newline" else part) in parts)
 
 
-def make_optimizer(engine: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with one group per part and per decay. No decay for biases and layer norms; RMS norms, embeddings and
-    positions do decay, as published (spec 6.3). engine: an objective around the model, replicated or not."""
+def make_optimizers(engine: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over everything that learns; or Muon over the blocks' and the projector's matrices and AdamW over the rest.
+
+    One group per rate and decay. No decay for biases and layer norms; RMS norms, embeddings and positions do decay,
+    as published (spec 6.3). engine: an objective around the model, replicated or not. Muon learns a new model in a
+    third of AdamW's steps (bench/JOURNAL.md); its update needs whole matrices: UserError where they are sharded.
+    """
     no_decay = {
         f"{name}.{p}" if name else p
         for name, module in engine.named_modules()
@@ -27,14 +32,27 @@ def make_optimizer(engine: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         if isinstance(module, nn.LayerNorm) or "bias" in p
     }
     rates = {"vision": config.lr_vision, "projector": config.lr_projector}
-    groups: dict[tuple, list] = {}
+    groups: dict[bool, dict[tuple, list]] = {True: {}, False: {}}
     for name, parameter in engine.named_parameters():
-        if parameter.requires_grad:
-            rate = rates.get(name.removeprefix("module.").removeprefix("model.").split(".")[0])
-            key = (config.lr if rate is None else rate, 0.0 if name in no_decay else config.weight_decay)
-            groups.setdefault(key, []).append(parameter)
-    listed = [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    return torch.optim.AdamW(listed, betas=config.betas, eps=config.eps, fused=True)
+        if not parameter.requires_grad:
+            continue
+        inner = name.removeprefix("module.").removeprefix("model.")
+        rate = rates.get(inner.split(".")[0])
+        key = (config.lr if rate is None else rate, 0.0 if name in no_decay else config.weight_decay)
+        matrix = parameter.dim() == 2 and (".blocks." in inner or inner.startswith("projector."))
+        groups[config.optimizer == "muon" and matrix].setdefault(key, []).append(parameter)
+    if any(hasattr(p, "full_tensor") for found in groups[True].values() for p in found):
+        raise UserError("optimizer muon needs whole matrices in every process: use shard: ddp, or optimizer: adamw")
+    muon, adamw = (
+        [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), p in found.items()]
+        for found in groups.values()
+    )
+    made: list[torch.optim.Optimizer] = []
+    if muon:  # scaled so that AdamW's rates and decays serve both
+        made.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw"))
+    if adamw:
+        made.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
+    return made
 
 
 def scale(step: int, config: TrainConfig) -> float:
@@ -48,6 +66,7 @@ def scale(step: int, config: TrainConfig) -> float:
     return 1 - progress if config.schedule == "linear" else 1.0
 
 
-def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share

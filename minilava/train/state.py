@@ -29,13 +29,19 @@ FAILURES = (Exception, CheckpointException)  # torch's wrapper around what a pro
 
 
 def save(
-    out: Path, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, run: dict, keep: int, ranks: Ranks
-):
+    out: Path,
+    step: int,
+    objective: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    run: dict,
+    keep: int,
+    ranks: Ranks,
+) -> None:
     """Write the checkpoint of ``step`` and remove all but the last ``keep``. Raises UserError where the disk is full
     or not writable; the previous checkpoints stay as they are."""
     final = out / f"step-{step:08d}"
     temporary = final.with_suffix(".tmp")
-    model, optim = get_state_dict(objective, optimizer)
+    model, optim = get_state_dict(objective, optimizers)
     try:
         if ranks.first:
             for unfinished in out.glob("step-*.tmp"):
@@ -68,9 +74,9 @@ def read(path: Path) -> dict:
     return json.loads((path / "run.json").read_text("utf-8"))
 
 
-def restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+def restore(path: Path, objective: nn.Module, optimizers: list[torch.optim.Optimizer], ranks: Ranks) -> None:
     """Load a checkpoint into the objective and the optimizer. Raises UserError where it holds another model."""
-    model, optim = get_state_dict(objective, optimizer)
+    model, optim = get_state_dict(objective, optimizers)
     state = {"model": model, "optim": optim}
     try:
         with warnings.catch_warnings():
@@ -78,7 +84,7 @@ def restore(path: Path, objective: nn.Module, optimizer: torch.optim.Optimizer, 
             dcp.load(state, storage_reader=dcp.FileSystemReader(path), no_dist=ranks.world == 1)
     except FAILURES as e:
         raise UserError(f"{path} does not fit the model of init: {_reason(e)}") from None
-    set_state_dict(objective, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+    set_state_dict(objective, optimizers, model_state_dict=state["model"], optim_state_dict=state["optim"])
 
 
 def finished(out: Path) -> list[Path]:

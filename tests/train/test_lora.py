@@ -61,7 +61,7 @@ def test_only_adapters_and_listed_parts_learn(tiny, tmp_path, parts):
     assert len(adapters) == 2 * 7 * 2  # two layers, seven linears, A and B
     learned = {n for n, p in after.items() if p.requires_grad}
     assert learned == adapters | {n for n in after if n.startswith("projector") and "projector" in parts}
-    optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    optimised = {id(p) for o in run.optimizers for group in o.param_groups for p in group["params"]}
     assert optimised == {id(after[n]) for n in learned}
     for name in before:
         assert torch.equal(before[name], after[name]) != (name in learned), name

@@ -17,7 +17,8 @@ from minilava.inputs.pack import pack
 from minilava.packed import Packed
 from minilava.train import optim
 from minilava.train.config import PARTS
-from minilava.train.loop import Run
+from minilava.train.log import read_log
+from minilava.train.loop import Run, train
 from minilava.train.objective import Preferences, Supervised
 from minilava.train.ranks import Ranks
 from minilava.train.weights import load_for_training
@@ -196,8 +197,8 @@ def test_parameter_groups(tiny, tmp_path):
     c = config(tiny, tmp_path, lr=1e-3, lr_vision=2e-4, lr_projector=0.0, weight_decay=0.1)
     model, _ = load_for_training(tiny, CPU)
     model.vision.blocks[0].fc1.weight.requires_grad_(False)
-    made = optim.make_optimizer(Supervised(model), c)
-    of = {id(p): g for g in made.param_groups for p in g["params"]}
+    made = optim.make_optimizers(Supervised(model), c)
+    of = {id(p): g for o in made for g in o.param_groups for p in g["params"]}
     assert id(model.vision.blocks[0].fc1.weight) not in of
     for name, p in model.named_parameters():
         if not p.requires_grad:
@@ -209,7 +210,33 @@ def test_parameter_groups(tiny, tmp_path):
         assert (group["lr"], group["weight_decay"]) == (rate, decay), name
     assert not of
     optim.set_rates(made, 0.5)
-    assert {g["lr"] for g in made.param_groups} == {5e-4, 1e-4, 0.0}
+    assert {g["lr"] for o in made for g in o.param_groups} == {5e-4, 1e-4, 0.0}
+
+
+def test_muon_takes_the_blocks_and_the_projectors_matrices(tiny, tmp_path):
+    model, _ = load_for_training(tiny, CPU)
+    muon, adamw = optim.make_optimizers(Supervised(model), config(tiny, tmp_path, optimizer="muon", weight_decay=0.1))
+    matrices = {id(p) for g in muon.param_groups for p in g["params"]}
+    rest = {id(p) for g in adamw.param_groups for p in g["params"]}
+    for name, p in model.named_parameters():
+        wanted = p.dim() == 2 and (".blocks." in name or name.startswith("projector"))
+        assert (id(p) in matrices, id(p) in rest) == (wanted, not wanted), name
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+
+
+def test_muon_learns_and_resumes_to_the_same_bits(tiny, tmp_path):
+    def losses(name, steps):
+        train(config(tiny, tmp_path / name, optimizer="muon", lr=1e-2, steps=steps, save_every=3))
+        return [row["loss"] for row in read_log(tmp_path / name)]
+
+    whole = losses("whole", 6)
+    run = Run(config(tiny, tmp_path / "cut", optimizer="muon", lr=1e-2, steps=6, save_every=3), Ranks.start("cpu"))
+    for _ in range(3):
+        run.advance()
+    run.save()
+    again = Run(config(tiny, tmp_path / "cut", optimizer="muon", lr=1e-2, steps=6, save_every=3), Ranks.start("cpu"))
+    assert [again.advance()["loss"] for _ in range(3)] == whole[3:]
+    assert whole[-1] < whole[0]
 
 
 @pytest.mark.parametrize("steps,warmup", [(10, 0.0), (10, 0.25), (37, 0.03), (7, 1.0), (1, 0.5)])
@@ -239,12 +266,12 @@ def test_every_trained_parameter_gets_a_gradient(tiny, tmp_path, parts, data):
     run.advance()
     for name, p in run.model.named_parameters():
         trained = ("text" if name == "newline" else name.split(".")[0]) in parts
-        assert (p in run.optimizer.state) == trained, name
+        assert (p in run.optimizers[0].state) == trained, name
         if trained:
-            assert run.optimizer.state[p]["exp_avg"].any() or name == "newline" and data, name
+            assert run.optimizers[0].state[p]["exp_avg"].any() or name == "newline" and data, name
     run.advance()  # the first step's rate is 0
     for name, p in run.model.named_parameters():
-        assert not torch.equal(p, before[name]) if p in run.optimizer.state else torch.equal(p, before[name]), name
+        assert not torch.equal(p, before[name]) if p in run.optimizers[0].state else torch.equal(p, before[name]), name
 
 
 def test_steps_without_pictures_still_step_the_tower(tiny, tmp_path):
@@ -255,7 +282,7 @@ def test_steps_without_pictures_still_step_the_tower(tiny, tmp_path):
     row = run.advance()
     assert row["images"] == 0
     for name, p in run.model.named_parameters():
-        state = run.optimizer.state[p]
+        state = run.optimizers[0].state[p]
         assert state["step"] == 1 and state["exp_avg"].any() == name.startswith("text."), name
 
 
