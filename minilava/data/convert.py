@@ -55,11 +55,18 @@ def _anyres(record: dict, source: Source, media: list[Medium]) -> bool | None:
 
 
 def _media(record: dict, source: Source) -> list[Medium]:
+    """The record's media. Its scenario, or the source's, says what a list of pictures is: images, the frames of a
+    video (squashed, and pooled together if the source pools), or views of a scene (never tiled)."""
     if record.get("video") is not None:
         return [Medium("video", load_video(record["video"], source.frames), source.pool)]
     images = record.get("image")
     images = [] if images is None else images if isinstance(images, list | tuple) else [images]
-    return [Medium("image", [load_image(image)]) for image in images]
+    metadata = record.get("metadata")
+    scenario = source.scenario or (metadata.get("scenario") if isinstance(metadata, dict) else None)
+    kind = {"video": "video", "multi-view": "views"}.get(scenario if isinstance(scenario, str) else None, "image")
+    if kind == "video" and source.pool != "none" and images:
+        return [Medium("video", load_video([load_image(image) for image in images], source.frames), source.pool)]
+    return [Medium(kind, [load_image(image)]) for image in images]
 
 
 def _chats(

@@ -152,6 +152,23 @@ def test_a_lone_picture_is_tiled_unless_told_otherwise(convert):
             assert sum(layout.views for layout in sample.layouts) == views == sum(len(p) for p in sample.patches)
 
 
+def test_the_scenario_says_what_pictures_are(convert):
+    """Images are padded to the square, frames squashed; a pooling source pools frames given one by one; a lone picture
+    is tiled, a lone view is not."""
+    wide = [picture(i, (100, 48)) for i in range(4)]
+    several = {"image": wide, "conversations": talk("<image>" * 4 + "q", "a")}
+    (images,), (views,), (frames,) = (convert(several, scenario=s) for s in (None, "multi-view", "video"))
+    assert all((a == b).all() for a, b in zip(images.patches, views.patches, strict=True))
+    assert len(frames.patches) == 4 and (images.patches[0] != frames.patches[0]).any()
+    named = several | {"metadata": {"scenario": "video"}}
+    assert (convert(named)[0].patches[0] == frames.patches[0]).all()
+    clip = {"image": wide, "conversations": talk("<image>q", "a")}
+    (pooled,) = convert(clip, scenario="video", pool="average")
+    assert len(pooled.layouts) == 1 and pooled.layouts[0].views == 4
+    lone = {"image": wide[:1], "conversations": talk("<image>q", "a")}
+    assert convert(lone)[0].layouts[0].views > 1 == convert(lone, scenario="multi-view")[0].layouts[0].views
+
+
 def test_media_without_markers_stand_in_front_of_the_first_question(convert):
     rec = {"image": [picture()], "conversations": [{"from": "system", "value": "s"}, *talk("q", "a")]}
     for labels in LABELS:
