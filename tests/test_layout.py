@@ -97,6 +97,7 @@ def test_sizes():
     """Small files, as the design promises; the exceptions would be listed here with their reason."""
     for f in tracked():
         path = ROOT / f
-        assert path.stat().st_size <= 500_000, f
+        # One exception: the embedded model's weights, which every first command needs.
+        assert path.stat().st_size <= (16_000_000 if f == "minilava/assets/tiny/model.safetensors" else 500_000), f
         if path.suffix in (".py", ".cpp", ".cu", ".h", ".inc"):
             assert len(path.read_text().splitlines()) <= 400, f
