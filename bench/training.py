@@ -96,8 +96,7 @@ def run_peer(path: Path, data, config) -> Side:
 
     transformers.utils.logging.disable_progress_bar()
     model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).train()
-    decay = [p for p in model.parameters()]
-    optimizer = torch.optim.AdamW(decay, lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=True)
     marker = [config.image_token_id] * config.vision.patches
 
     def step(batch):

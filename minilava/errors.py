@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -25,3 +27,10 @@ def command(body: Callable[[], None]) -> int:
         sys.stderr.close()
         return 141
     return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad flag like every other user error: one line, status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")

@@ -18,10 +18,11 @@ import torch
 from minilava.checkpoint import expected
 from minilava.config import ModelConfig, TextConfig, VisionConfig
 from minilava.device import DTYPES, pick_device, pick_dtype
-from minilava.errors import UserError, command
+from minilava.errors import Parser, UserError, command
 from minilava.inputs.geometry import POOLS, image_layout, video_layout
 from minilava.inputs.sample import Recipe
 from minilava.train.config import TrainConfig, load_config
+from minilava.train.optim import takes_muon
 from minilava_kernels.cross_entropy import CHUNK
 
 EXAMPLES = ((640, 480), (1920, 1080), (1080, 1920), (1000, 1000))  # pictures (width, height) to tile
@@ -205,11 +206,7 @@ def _one_moment(shape: ModelConfig, c: TrainConfig) -> int:
     """Values of the matrices that Muon moves, for which it keeps one average where AdamW keeps two."""
     if c.optimizer != "muon":
         return 0
-    found = {
-        name: math.prod(size)
-        for name, size in expected(shape).items()
-        if len(size) == 2 and (".blocks." in name or name.startswith("projector"))
-    }
+    found = {name: math.prod(size) for name, size in expected(shape).items() if takes_muon(name, len(size))}
     adapters = shape.text.layers * c.lora * sum(a + b for a, b in _linear_shapes(shape.text))
     plain = [part for part in c.train if not (part == "text" and c.lora)]
     return adapters + sum(n for name, n in found.items() if name.split(".")[0] in plain)
@@ -288,13 +285,8 @@ def _bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):  # one line, like every other error a person can fix
-        raise UserError(f"{message} (see --help)")
-
-
 def parser() -> argparse.ArgumentParser:
-    p = _Parser(prog="python -m minilava.plan", description="Tokens and bytes of a model, before anything is loaded.",
+    p = Parser(prog="python -m minilava.plan", description="Tokens and bytes of a model, before anything is loaded.",
                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
     p.add_argument("--model", metavar="DIR", help="a checkpoint, or a folder with its config.json alone")
     p.add_argument("--config", metavar="TRAIN.yaml", help="a training stage; its init is the model if none is given")

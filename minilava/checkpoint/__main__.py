@@ -9,14 +9,7 @@ from minilava.checkpoint.convert import convert
 from minilava.checkpoint.reader import open_checkpoint
 from minilava.checkpoint.summary import describe
 from minilava.checkpoint.synthetic import DIALECTS, DTYPES, SHAPES, write_random
-from minilava.errors import UserError, command
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag like every other user error: one line, status 2."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
+from minilava.errors import Parser, UserError, command
 
 
 def parser() -> argparse.ArgumentParser:

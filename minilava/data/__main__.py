@@ -14,17 +14,10 @@ from tqdm import tqdm
 from minilava.data.check import Options, check
 from minilava.data.composition import compare, dataset_of
 from minilava.data.records import BadRecord, data_files, open_records
-from minilava.errors import UserError, command
+from minilava.errors import Parser, UserError, command
 from minilava.tokenizer import Tokenizer
 
 STATUS = "Exit status: 0 when every record is sound, 1 when one is bad, 2 for what the user can fix."
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag like every other user error: one line, status 2."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
 
 
 def parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -135,7 +135,7 @@ def load_mixture(
         path = os.fspath(source)
         if not path.endswith((".yaml", ".yml")):
             return Mixture([Source(_stem(path), open_records(path, images))])
-        source, folder = _read_yaml(path), os.path.dirname(path)
+        source, folder = read_yaml(path), os.path.dirname(path)
     entries = source.get("sources", source.get("datasets"))
     extra = set(source) - {"sources", "datasets", "images"}
     if extra or not isinstance(entries, list) or not entries:
@@ -149,19 +149,25 @@ def load_mixture(
     return Mixture(made)
 
 
-def _read_yaml(path: str) -> Mapping:
+def import_yaml() -> Any:
     try:
         import yaml
     except ImportError:
-        raise UserError('reading a mixture needs PyYAML; run: pip install "minilava[data]"') from None
+        raise UserError('YAML files need PyYAML; run: pip install "minilava[data]"') from None
+    return yaml
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """The mapping in a YAML file; every failure is a UserError that names the file."""
+    yaml = import_yaml()
     try:
         loaded = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError) as e:
         raise UserError(f"{path} is not YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(loaded, Mapping):
-        raise UserError(f"{path} is not a mixture: expected sources: [{{path: ...}}, ...]")
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} does not hold a mapping of settings")
     return loaded
 
 

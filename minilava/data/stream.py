@@ -103,6 +103,7 @@ class Stream(IterableDataset):
         at, held, refused, barren = self.positions[lane], None, [], 0
         samples: list = []
         names: list[str] = []
+        filled = 0  # rows of the samples
         while True:
             name, made = held or self._samples(at, refused)
             held = None
@@ -113,14 +114,15 @@ class Stream(IterableDataset):
             barren = 0 if made else barren + 1
             if barren > MAX_REFUSED_IN_A_ROW:
                 raise UserError(f"no usable record among {barren}; the last: {refused[-1]}")
-            if samples and sum(s.tokens for s in samples) + tokens > self.budget:
+            if samples and filled + tokens > self.budget:
                 packed, views = self.pack(samples), []
                 if self.features is not None:
                     packed, views = self.features.load(packed)
                 yield Batch(packed, names, lane, at, refused, views)
-                samples, names, refused, held = [], [], [], (name, made)
+                samples, names, refused, held, filled = [], [], [], (name, made), 0
                 continue
             samples += made
+            filled += tokens
             names += [name] * len(made)
             at += self.lanes
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from minilava.errors import UserError, command
+from minilava.errors import Parser, command
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag like every other user error: one line, status 2."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
-
-
-def train_parser() -> argparse.ArgumentParser:
+def train_parser() -> Parser:
     p = Parser(prog="python -m minilava.train", description="Train a stage; run again, it goes on where it stopped.")
     p.add_argument("config", help="YAML file of a stage; or: new, plot (see their --help)")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; repeatable")
@@ -23,7 +15,7 @@ def train_parser() -> argparse.ArgumentParser:
     return p
 
 
-def new_parser() -> argparse.ArgumentParser:
+def new_parser() -> Parser:
     p = Parser(prog="python -m minilava.train new", description="Write an untrained model of a shape to train.")
     p.add_argument("dst", help="new directory")
     p.add_argument("--shape", required=True, metavar="CONFIG.json", help="config.json of the hf dialect")
@@ -33,7 +25,7 @@ def new_parser() -> argparse.ArgumentParser:
     return p
 
 
-def plot_parser() -> argparse.ArgumentParser:
+def plot_parser() -> Parser:
     p = Parser(prog="python -m minilava.train plot", description="Draw the curves of runs to RUN/curves.png.")
     p.add_argument("runs", nargs="+", metavar="RUN")
     p.add_argument("--out", help="one PNG for all runs")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minilava.data.convert import FORMS
+from minilava.data.mixture import import_yaml, read_yaml
 from minilava.errors import UserError
 
 PATHS = ("path", "json_path", "images")  # what names files in a mixture
@@ -93,16 +94,8 @@ class TrainConfig:
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file and apply ``key=value`` overrides, whose values are YAML too. Raises UserError."""
-    yaml = import_yaml()
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} does not hold a mapping of settings")
+    yaml, path = import_yaml(), Path(path)
+    raw = read_yaml(path)
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign:
@@ -151,11 +144,3 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"training config: {name} must be {kind.removesuffix(' | None')}, not {value!r}")
-
-
-def import_yaml() -> Any:
-    try:
-        import yaml
-    except ImportError:
-        raise UserError("YAML files need PyYAML: pip install 'minilava[train]'") from None
-    return yaml

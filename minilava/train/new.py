@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from minilava.checkpoint import Source, stored, write_checkpoint
 from minilava.checkpoint.companions import INTERLEAVED_TEMPLATE, with_image_token, write_companions
-from minilava.checkpoint.names import expected
 from minilava.checkpoint.writer import refuse_existing, write_json
 from minilava.config import ModelConfig
 from minilava.data.mixture import Mixture
 from minilava.model.llava import LLaVA
 from minilava.tokenizer import SPECIALS, Tokenizer, add_specials, byte_level
+from minilava.train.weights import with_unused
 
 TEXT_SAMPLES = 20_000  # records whose text the vocabulary is learned from
 
@@ -40,16 +40,13 @@ def write_new(dst: str | Path, raw: dict, mixture: Mixture, vocabulary: int, see
     config = ModelConfig.parse(raw, eos)
     torch.manual_seed(seed)
     model = initialise(LLaVA(config))
-    tensors = dict(model.state_dict())
-    shapes = expected(config, unused=True)
-    for name in set(shapes) - set(tensors):
-        tensors[name] = torch.ones(shapes[name]) if name.endswith("weight") else torch.zeros(shapes[name])
+    tensors = with_unused(model.state_dict(), config)
     dst.mkdir(parents=True, exist_ok=True)
     if config.recipe == "train":
         (dst / "chat_template.jinja").write_text(INTERLEAVED_TEMPLATE, "utf-8")
     write_companions(dst, "hf", tok, config.vision)
     write_json(dst / "generation_config.json", eos)
-    write_checkpoint(dst, raw, [Source.of(stored(name, "hf"), tensors[name]) for name in shapes])
+    write_checkpoint(dst, raw, [Source.of(stored(name, "hf"), t) for name, t in tensors.items()])
     return dst
 
 

@@ -39,8 +39,7 @@ def make_optimizers(engine: nn.Module, config: TrainConfig) -> list[torch.optim.
         inner = name.removeprefix("module.").removeprefix("model.")
         rate = rates.get(inner.split(".")[0])
         key = (config.lr if rate is None else rate, 0.0 if name in no_decay else config.weight_decay)
-        matrix = parameter.dim() == 2 and (".blocks." in inner or inner.startswith("projector."))
-        groups[config.optimizer == "muon" and matrix].setdefault(key, []).append(parameter)
+        groups[config.optimizer == "muon" and takes_muon(inner, parameter.dim())].setdefault(key, []).append(parameter)
     if any(hasattr(p, "full_tensor") for found in groups[True].values() for p in found):
         raise UserError("optimizer muon needs whole matrices in every process: use shard: ddp, or optimizer: adamw")
     muon, adamw = (
@@ -53,6 +52,11 @@ def make_optimizers(engine: nn.Module, config: TrainConfig) -> list[torch.optim.
     if adamw:
         made.append(torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True))
     return made
+
+
+def takes_muon(name: str, dims: int) -> bool:
+    """Whether Muon moves a parameter (canonical name, number of dimensions): a matrix of a block or the projector."""
+    return dims == 2 and (".blocks." in name or name.startswith("projector."))
 
 
 def scale(step: int, config: TrainConfig) -> float:

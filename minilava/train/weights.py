@@ -40,7 +40,7 @@ def write_model(tensors: Mapping[str, Tensor], like: str | Path, dst: str | Path
     dst = Path(dst)
     dst.mkdir(parents=True, exist_ok=True)
     write_companions(dst, source.config.dialect, Tokenizer.load(like).raw, source.config.vision, Path(like))
-    ordered = [Source.of(stored(name, source.config.dialect), tensors[name].to(dtype)) for name in tensors]
+    ordered = [Source.of(stored(name, source.config.dialect), t.to(dtype)) for name, t in tensors.items()]
     write_checkpoint(dst, raw, ordered)
 
 
