@@ -1,10 +1,13 @@
-"""rms_norm, its gradients and layer_norm against float64, and the RMS norm of a row in any batch."""
+"""RMS and layer norm and their gradients against float64, on a CPU and in Triton, and a row in any batch."""
 
 import pytest
 import torch
 
 from minilava_kernels.norm import layer_norm, rms_norm, rms_norm_reference
-from tests.numerics import assert_within, with_threads
+from tests.kernels.interpreter import DEVICE
+from tests.numerics import assert_all_within, assert_within, with_threads
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @pytest.mark.parametrize("dim", [1, 7, 64, 100, 1024])
@@ -64,9 +67,62 @@ def test_rms_norm_refuses_misfits():
             rms_norm(x, w, 1e-6, impl="native")
 
 
+def step_by_step(x, w, b):
+    """A layer norm as PyTorch's operations, each rounded: PyTorch's own keeps more than the dtype in between."""
+    return (x - x.mean(1, True)) / (x.var(1, False, keepdim=True) + 1e-6).sqrt() * w + b
+
+
 def test_layer_norm():
     x, w, b = torch.randn(300, 72), torch.randn(72), torch.randn(72)
-    wide = x.double()
-    exact = (wide - wide.mean(1, True)) / (wide.var(1, False, keepdim=True) + 1e-6).sqrt() * w + b
-    plain = (x - x.mean(1, True)) / (x.var(1, False, keepdim=True) + 1e-6).sqrt() * w + b
-    assert_within(layer_norm(x, w, b, 1e-6), plain, exact)
+    exact = step_by_step(*(t.double() for t in (x, w, b)))
+    assert_within(layer_norm(x, w, b, 1e-6), step_by_step(x, w, b), exact)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows, dim", [(1, 1), (40, 72), (600, 100), (33, 1152), (5, 5000)])
+@pytest.mark.parametrize("add", [False, True])
+def test_triton_layer_norm(dtype, rows, dim, add):
+    x, r, w, b = (torch.randn(n, dim, device=DEVICE).squeeze(0) * 3 for n in (rows, rows, 1, 1))
+    x, r = x.view(rows, dim), r.view(rows, dim)
+    if dim == 1:
+        x, r = x * 0, r * 0  # a single value less its mean: the gradient is pure cancellation
+
+    def plain(x, r, w, b):
+        total = x + r if add else x
+        y = step_by_step(total, w, b)
+        return (y, total) if add else (y, r)
+
+    def run(x, r, w, b):
+        got = layer_norm(x, w, b, 1e-6, r if add else None, impl="triton")
+        return got if add else (got, r)
+
+    assert_all_within(run, plain, (x, r, w, b), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("rows, dim", [(40, 72), (130, 100), (1200, 16), (33, 896), (5, 5000)])
+@pytest.mark.parametrize("add", [False, True])
+def test_triton_rms_norm(dtype, rows, dim, add):
+    x, r, w = (
+        torch.randn(rows, dim, device=DEVICE) * 3,
+        torch.randn(rows, dim, device=DEVICE),
+        torch.randn(dim, device=DEVICE),
+    )
+
+    def plain(x, r, w):
+        total = x + r if add else x
+        return rms_norm_reference(total, w, 1e-6), total if add else r
+
+    def run(x, r, w):
+        got = rms_norm(x, w, 1e-6, r if add else None, impl="triton")
+        return got if add else (got, r)
+
+    assert_all_within(run, plain, (x, r, w), dtype)
+
+
+def test_triton_gradients_are_the_derivatives():
+    x, r, w, b = (
+        torch.randn(*s, dtype=torch.float64, device=DEVICE, requires_grad=True) for s in ((4, 6), (4, 6), (6,), (6,))
+    )
+    assert torch.autograd.gradcheck(lambda x, r, w: rms_norm(x, w, 1e-6, r, impl="triton"), (x, r, w))
+    assert torch.autograd.gradcheck(lambda x, w, b: layer_norm(x, w, b, 1e-6, impl="triton"), (x, w, b))
