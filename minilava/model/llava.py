@@ -13,7 +13,7 @@ from minilava.model.qwen import Qwen, Segments
 from minilava.model.siglip import SigLIP
 from minilava.packed import Packed
 from minilava_kernels.cross_entropy import cross_entropy
-from minilava_kernels.pool import mix_rows
+from minilava_kernels.splice import splice
 
 # Views encoded at once: enough rows to fill the matrix units, few enough that 128 views do not need 128 views' memory.
 VIEWS_PER_PASS = {"cpu": 4, "cuda": 64}
@@ -47,22 +47,16 @@ class LLaVA(nn.Module):
 
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the features spliced in: (T, D)."""
-        x = nn.functional.embedding(packed.ids, self.text.embed.weight)
-        x = x if self.dtype is None else x.to(self.dtype)
         if packed.splice_rows is None:
-            return x
+            x = nn.functional.embedding(packed.ids, self.text.embed.weight)
+            return x if self.dtype is None else x.to(self.dtype)
         features = packed.features
         if features is None:
             features = self.encode(packed.patches) if packed.tower is None else self.projector(packed.tower)
-        bank = [features.reshape(-1, features.shape[-1])]
-        if packed.mix_taps is not None:
-            bank.append(mix_rows(bank[0], packed.mix_taps, packed.mix_weights))
-        if packed.max_taps is not None:
-            bank.append(mix_rows(bank[0], packed.max_taps, None))
-        if self.newline is not None:
-            bank.append(self.newline[None].to(x.dtype))
-        rows = (torch.cat(bank) if len(bank) > 1 else bank[0])[packed.splice_source]
-        return x.index_copy(0, packed.splice_rows, rows.to(x.dtype))
+        return splice(
+            self.text.embed.weight, packed.ids, packed.splice_rows, packed.splice_source, features.flatten(0, -2),
+            packed.mix_taps, packed.mix_weights, packed.max_taps, self.newline,
+        )  # fmt: skip
 
     def forward(self, packed: Packed, last_only: bool = False) -> Tensor:
         """Next-token logits of every row, (T, V), or of the last row of every sample, (S, V)."""

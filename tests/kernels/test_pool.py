@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from minilava.config import ImageConfig
 from minilava.inputs.geometry import image_layout, video_layout
-from minilava_kernels.pool import mix_rows
-from tests.numerics import assert_within
+from minilava_kernels.pool import mix_rows, mix_rows_reference
+from tests.kernels.interpreter import DEVICE
+from tests.numerics import assert_all_within, assert_within
 
 OPS = {
     "average": lambda x: F.avg_pool2d(x, 2),
@@ -55,3 +56,33 @@ def test_shrunk_map_like_interpolate():
     shrunk = int(24 // (24 * 24 / (4 * side * side)) ** 0.5)
     want = F.interpolate(tiles, size=(shrunk, shrunk), mode="bilinear").flatten(2)[0].T
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("side", "dim"), [(2, 40), (5, 1), (9, 1100)])
+def test_triton(dtype, op, side, dim):
+    layout = video_layout(2, ImageConfig(side=side), op, "no_token")
+    taps = torch.from_numpy(layout.taps).to(DEVICE)
+    weights = None if layout.weights is None else torch.from_numpy(layout.weights).float().to(DEVICE)
+    rows = torch.randn(2 * side * side, dim, device=DEVICE)
+
+    def through(function, **options):
+        return lambda rows: function(rows, taps, weights, **options)
+
+    assert_all_within(through(mix_rows, impl="triton"), through(mix_rows_reference), (rows,), dtype)
+
+
+def test_triton_shares_the_gradient_of_a_maximum_among_equals():
+    rows = torch.tensor([[1.0], [2.0], [2.0], [0.0]], device=DEVICE, requires_grad=True)
+    taps = torch.tensor([[0, 1, 2, 3], [1, 1, 0, 0]], device=DEVICE)
+    for impl in ("triton", "reference"):
+        (gradient,) = torch.autograd.grad(mix_rows(rows, taps, None, impl=impl).sum(), rows)
+        assert gradient.flatten().tolist() == [0, 1.5, 0.5, 0], impl
+
+
+def test_triton_gradients_are_the_derivatives():
+    rows = torch.randn(6, 5, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    taps, weights = torch.randint(6, (4, 4), device=DEVICE), torch.rand(4, 4, device=DEVICE)
+    assert torch.autograd.gradcheck(lambda x: mix_rows(x, taps, weights, impl="triton"), (rows,))
+    assert torch.autograd.gradcheck(lambda x: mix_rows(x, taps, None, impl="triton"), (rows,))

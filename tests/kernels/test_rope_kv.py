@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minilava_kernels.rope_kv import rope, rope_kv
-from tests.numerics import assert_within, with_threads
+from tests.kernels.interpreter import DEVICE
+from tests.numerics import assert_all_within, assert_within, with_threads
 
 
 def make(t, h, g, d, dtype=torch.float32):
@@ -92,3 +93,30 @@ def test_rope_refuses_misfits():
     for bad in ((q.double(), k.double(), cos, sin), (q, k.bfloat16(), cos, sin)):
         with pytest.raises(ValueError, match="rope"):
             rope(*bad, impl="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [(0, 2, 1, 64), (1, 4, 2, 64), (7, 2, 2, 80), (40, 7, 1, 72), (3, 1, 1, 2)])
+def test_triton(dtype, case):
+    args = [x.to(DEVICE) for x in make(*case, dtype)]
+    args[3:5] = (x.to(dtype) for x in args[3:5])
+    wide = [x.double() if x.is_floating_point() else x for x in args]
+    triton, plain, exact = run(*args, "triton"), run(*args, "reference"), run(*wide, "reference")
+    for a, b, c in zip(triton, plain, exact, strict=True):
+        assert_within(a, b, c)
+    assert torch.equal(triton[2], plain[2])
+    untouched = torch.ones(len(args[6]), dtype=torch.bool)
+    untouched[args[7].cpu()] = False
+    assert not triton[1][untouched].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [(0, 2, 1, 64), (7, 2, 2, 80), (40, 7, 1, 72), (3, 1, 1, 2)])
+def test_triton_rope_and_gradients(dtype, case):
+    q, k, cos, sin = (x.to(DEVICE) for x in make_rope(*case))
+    cos, sin = cos.to(dtype).float(), sin.to(dtype).float()  # as the model gives them: rounded to the dtype
+
+    def through(impl):
+        return lambda q, k: rope(q, k, cos, sin, impl=impl)
+
+    assert_all_within(through("triton"), through("reference"), (q, k), dtype)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minilava_kernels.swiglu import swiglu, swiglu_reference
-from tests.numerics import assert_within, with_threads
+from tests.kernels.interpreter import DEVICE
+from tests.numerics import assert_all_within, assert_within, with_threads
 
 
 @pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 1), (3, 37), (2, 2816), (40, 1029)])
@@ -64,3 +65,20 @@ def test_misfits_are_refused():
     for gate, up in ((x, x[:2]), (x[0], x[0]), (x.t(), x.t()), (x, x.bfloat16()), (x.double(), x.double())):
         with pytest.raises(ValueError, match="swiglu"):
             swiglu(gate, up, impl="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "width"), [(0, 8), (1, 1), (3, 37), (2, 2816), (40, 1029)])
+def test_triton(dtype, rows, width):
+    gate, up = (torch.randn(rows, 2 * width, device=DEVICE) * 4).to(dtype).split(width, 1)  # strided rows
+    expected, exact = swiglu_reference(gate, up), swiglu_reference(gate.double(), up.double())
+    assert_all_within(lambda *x: swiglu(*x, impl="triton"), swiglu_reference, (gate, up), dtype)
+    with torch.no_grad():
+        result = swiglu(gate, up, impl="triton")
+    assert result.data_ptr() == gate.data_ptr()
+    assert_within(result, expected, exact)
+
+
+def test_triton_gradients_are_the_derivatives():
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, device=DEVICE, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda *x: swiglu(*x, impl="triton"), (gate, up))
