@@ -38,26 +38,33 @@ def activate(x, activation):
 def linear(x, weight, bias=None, activation=None, residual=None, impl=None):
     """x (..., K), weight (N, K), bias (N) -> (..., N). activation: None, "gelu" or "gelu_tanh".
 
-    weight and bias may be wider than x; gradients come back in each tensor's own dtype.
-    impl forces "reference", "native", "onednn" or "train".
+    weight and bias may be wider than x; gradients come back in each tensor's own dtype. On a GPU without gradients the
+    sum with a residual is made in the residual's memory: the product adds to it as it writes.
+    impl forces "reference", "native", "onednn", "train" or "inplace".
     """
     if impl is None:
-        impl = implementation(x, weight, bias, residual)
+        impl = implementation(x, weight, bias, residual, activation)
     if impl == "train":
         y = activate(_Product.apply(x, weight, bias), activation)
         return y if residual is None else y + residual
     if impl == "native":
         return _native(x, weight, bias, activation, residual)
+    if impl == "inplace":
+        residual.view(-1, residual.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+        return residual
     if impl == "onednn":
         return _onednn(x, weight, bias, activation, residual)
     return linear_reference(x, weight, bias, activation, residual)
 
 
-def implementation(x, weight, bias=None, residual=None) -> str:
+def implementation(x, weight, bias=None, residual=None, activation=None) -> str:
     """Which implementation linear() uses for these tensors."""
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual))
+    if x.device.type == "cuda" and not learns and residual is not None and bias is None and activation is None:
+        return "inplace" if x.dtype == weight.dtype == residual.dtype and residual.is_contiguous() else "reference"
     if x.device.type != "cpu" or x.dtype not in _DTYPES:
         return "reference"
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+    if learns:
         return "reference" if _ONEDNN is None else "train"
     if weight.dtype != x.dtype:
         return "reference"

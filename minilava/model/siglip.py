@@ -32,8 +32,8 @@ class Block(nn.Module):
         n = layer_norm(x, self.norm1.weight, self.norm1.bias, self.eps)
         q, k, v = (linear(n, m.weight, m.bias).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
         a = attention(q, k, v, cu, starts, lengths, causal=False, max_q=patches, max_k=patches)
-        x = linear(a.reshape(x.shape), self.out.weight, self.out.bias, residual=x)
-        n = layer_norm(x, self.norm2.weight, self.norm2.bias, self.eps)
+        a = linear(a.reshape(x.shape), self.out.weight, self.out.bias)
+        n, x = layer_norm(a, self.norm2.weight, self.norm2.bias, self.eps, residual=x)
         n = linear(n, self.fc1.weight, self.fc1.bias, activation="gelu_tanh")
         return linear(n, self.fc2.weight, self.fc2.bias, residual=x)
 

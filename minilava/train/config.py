@@ -15,7 +15,7 @@ from minilava.errors import UserError
 PATHS = ("path", "json_path", "images")  # what names files in a mixture
 PARTS = ("vision", "projector", "text")
 OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "warmup_stable_decay")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -26,7 +26,8 @@ class TrainConfig:
     init: checkpoint directory to start from. out: the run's directory. data: a mixture (see data.mixture), inline or
     a file. form: chat, plain (stage 1) or pairs (DPO). train: the parts that learn (spec 6.2); rates: lr, or
     lr_vision and lr_projector where given (spec 6.3). budget: token rows of a pack; micro_batches: packs of a step.
-    dtype: to compute in; parameters and optimizer states are float32. warmup: share of the steps.
+    dtype: to compute in; parameters and optimizer states are float32. warmup, decay: shares of the steps; decay is the
+    end of warmup_stable_decay, whose runs can be made longer later, from a checkpoint before the decay.
     """
 
     init: str
@@ -43,6 +44,7 @@ class TrainConfig:
     lr_projector: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.03
+    decay: float = 0.2
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -79,6 +81,8 @@ class TrainConfig:
             (min(self.lr, self.clip, self.eps, self.beta) > 0, "lr, clip, eps and beta are above 0"),
             (min(self.lr_vision or 0, self.lr_projector or 0, self.weight_decay, self.sft_weight) >= 0,
              "lr_vision, lr_projector, weight_decay and sft_weight are not below 0"),
+            (0 <= min(self.warmup, self.decay) and self.warmup + self.decay <= 1 or self.schedule != SCHEDULES[-1],
+             "warmup and decay are at least 0 and together at most 1"),
             (0 <= self.warmup <= 1, "warmup is from 0 to 1"),
             (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas are two numbers from 0 to below 1"),
             (0 <= self.seed < 2**32 and self.workers >= 0, "seed and workers are not below 0, seed is below 2^32"),

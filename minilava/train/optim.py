@@ -67,6 +67,8 @@ def scale(step: int, config: TrainConfig) -> float:
     progress = (step - warm) / max(1, config.steps - warm)
     if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "warmup_stable_decay":
+        return min(1.0, (config.steps - step) / max(1, math.ceil(config.decay * config.steps)))
     return 1 - progress if config.schedule == "linear" else 1.0
 
 

@@ -103,3 +103,14 @@ def test_misfits_are_refused():
     for bad in ((x[:, :15], w, b, r), (x, w, b[:7], r), (x, w, b, r[:2]), (x, w.t(), b, r), (x.double(), w, b, r)):
         with pytest.raises(ValueError, match="linear"):
             linear(bad[0], bad[1], bad[2], None, bad[3], impl="native")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_residual_in_place(dtype):
+    """What a GPU does without gradients; on a CPU by name."""
+    x, w, r = torch.randn(3, 5, 40).to(dtype), torch.randn(24, 40).to(dtype), torch.randn(3, 5, 24).to(dtype)
+    exact = linear_reference(x.double(), w.double(), residual=r.double())
+    plain, kept = linear_reference(x, w, residual=r), r.clone()
+    y = linear(x, w, residual=kept, impl="inplace")
+    assert y.data_ptr() == kept.data_ptr()
+    assert_within(y, plain, exact)

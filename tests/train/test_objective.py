@@ -257,6 +257,19 @@ def test_schedules_are_transformers_own(tiny, tmp_path, schedule, steps, warmup)
         assert optim.scale(steps, c) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("steps,warmup,decay", [(10, 0.2, 0.3), (100, 0.03, 0.2), (7, 0.0, 1.0), (5, 0.2, 0.0)])
+def test_warmup_stable_decay_is_transformers_own(tiny, tmp_path, steps, warmup, decay):
+    transformers = pytest.importorskip("transformers", reason='needs pip install "minilava[reference]"')
+    c = config(tiny, tmp_path, steps=steps, warmup=warmup, decay=decay, schedule="warmup_stable_decay")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    warm, falling = math.ceil(steps * warmup), math.ceil(steps * decay)
+    reference = transformers.get_wsd_schedule(optimizer, warm, falling, steps, decay_type="linear")
+    for step in range(steps):
+        assert optim.scale(step, c) == pytest.approx(reference.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
 @pytest.mark.parametrize("parts", [PARTS, ("projector",)])
 @pytest.mark.parametrize("data", [None, {"sources": [{"world": "spot_difference", "samples": 9, "size": 48}]}])
 def test_every_trained_parameter_gets_a_gradient(tiny, tmp_path, parts, data):
