@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("MINILAVA_RESULTS") or Path(__file__).parent / "results")
 
 
 def in_turns(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

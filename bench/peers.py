@@ -31,14 +31,16 @@ def siglip_processor():
 
 
 class Transformers:
-    """LlavaForConditionalGeneration in float32 on the CPU, from a checkpoint in the Hugging Face dialect."""
+    """LlavaForConditionalGeneration from a checkpoint in the Hugging Face dialect."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
         began = time.perf_counter()
-        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
+        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype).eval()
+        self.model = self.model.to(device)
+        self.device, self.dtype = device, dtype
         self.load_s = time.perf_counter() - began
         self.version = transformers.__version__
         self.processor = siglip_processor()
@@ -47,23 +49,46 @@ class Transformers:
     @torch.inference_mode()
     def decode(self, prompt: list[int], steps: int) -> tuple[list[int], float]:
         """Greedy tokens after a prompt, and the seconds per step after the first token."""
-        out = self.model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        tokens, began = [int(out.logits[0, -1, :USABLE].argmax())], time.perf_counter()
+        tokens, seconds = self.decode_batch([prompt], steps)
+        return tokens[0], seconds
+
+    @torch.inference_mode()
+    def decode_batch(self, prompts: list[list[int]], steps: int) -> tuple[list[list[int]], float]:
+        """decode() for prompts of one length, so that the peer needs no padding."""
+        ids = torch.tensor(prompts, device=self.device)
+        out = self.model(ids, use_cache=True, logits_to_keep=1)
+        tokens = [out.logits[:, -1, :USABLE].argmax(-1)]
+        self.wait()
+        began = time.perf_counter()
         for _ in range(steps):
-            out = self.model(torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values, use_cache=True)
-            tokens.append(int(out.logits[0, -1, :USABLE].argmax()))
-        return tokens, (time.perf_counter() - began) / steps
+            out = self.model(tokens[-1][:, None], past_key_values=out.past_key_values, use_cache=True)
+            tokens.append(out.logits[:, -1, :USABLE].argmax(-1))
+        self.wait()
+        return torch.stack(tokens, 1).tolist(), (time.perf_counter() - began) / steps
+
+    def wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
     @torch.inference_mode()
     def prefill(self, prompt: list[int]) -> None:
-        self.model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        self.model(torch.tensor([prompt], device=self.device), use_cache=True, logits_to_keep=1)
+        self.wait()
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> torch.Tensor:
         """pixels (n, 3, 384, 384) -> projected features (n, 729, D)."""
-        out = self.model.get_image_features(torch.from_numpy(pixels))
+        out = self.model.get_image_features(torch.from_numpy(pixels).to(self.device, self.dtype))
         out = getattr(out, "pooler_output", out)
         return torch.stack(list(out)) if isinstance(out, list | tuple) else out
+
+    @torch.inference_mode()
+    def first_token(self, ids: list[int], pixels: np.ndarray) -> torch.Tensor:
+        """The last logits, float32 (V,), of a prompt whose image tokens stand for these pixels; waits for them."""
+        given = torch.from_numpy(pixels).to(self.device, self.dtype)
+        ids = torch.tensor([ids], device=self.device)
+        out = self.model(ids, pixel_values=given, use_cache=True, logits_to_keep=1)
+        return out.logits[0, -1].float().cpu()
 
     @torch.inference_mode()
     def answer(self, prompt: str, photos: Sequence[Path], new_tokens: int) -> list[int]:

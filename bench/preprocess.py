@@ -4,10 +4,13 @@ The limit is reading the picture once and writing the patches once, at the rate 
 measured in the same run. The resize itself is some 30 multiply-adds a byte, so small parts of that limit are expected.
 """
 
+import argparse
+
 import numpy as np
 import torch
 from PIL import Image
 
+from bench import micro
 from bench.harness import best_of, in_turns, median, report
 from bench.peers import siglip_processor
 from minilava_kernels import preprocess
@@ -69,7 +72,36 @@ def rows(sizes: list[tuple[int, int]] = SIZES, repeats: int = 51) -> list[dict]:
     return results
 
 
+def gpu_rows(batch: int = 32, repeats: int = 30) -> list[dict]:
+    """Batches of pictures that are on the device already, against the CPU's result."""
+    roof, results = micro.limits("cuda"), []
+    for name, sizes in {**{f"{w}x{h}": [(w, h)] for w, h in SIZES}, "mixed": SIZES}.items():
+        pictures = [np.asarray(photograph(*sizes[i % len(sizes)])) for i in range(batch)]
+        on_device = [torch.from_numpy(p).cuda() for p in pictures]
+        patches = preprocess.resize_patchify(on_device, VIEW, PATCH)
+        assert torch.equal(patches.cpu(), preprocess.resize_patchify(pictures, VIEW, PATCH)), f"{name}: other bytes"
+        calls = {"ours": lambda p=on_device: preprocess.resize_patchify(p, VIEW, PATCH)}
+        seconds = median(micro.gpu_times(calls, repeats)["ours"])
+        moved = sum(p.nbytes for p in pictures) + patches.nbytes
+        results.append(
+            {
+                "picture": name,
+                "batch": batch,
+                "us": 1e6 * seconds,
+                "pictures/s": batch / seconds,
+                "target": ">= 10000" if name == "1920x1080" else "",
+                "% of limit": 100 * moved / roof["bytes"] / seconds,
+            }
+        )
+    return results
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    if parser.parse_args().device == "cuda":
+        results = gpu_rows()
+        return report("preprocess_gpu", results, list(results[0]))
     from minilava import _C
 
     results = rows()
