@@ -88,7 +88,7 @@ def _native():
     return _C
 
 
-# CUDA: two launches for pictures of any sizes, see csrc/cuda/ops.h.
+# CUDA: one launch for pictures of any sizes, see csrc/cuda/ops.h and resize_tile.h.
 
 
 @cache
@@ -108,29 +108,44 @@ def _axis_on(device: torch.device, size: int, out: int) -> torch.Tensor:
     return table.to(device)
 
 
-def _resample_cuda(images, size, crop, outputs, patch_size, vertical_first):
+def _tile(h: int, w: int, size: tuple[int, int], channels: int, down_first: bool) -> tuple[int, int, int]:
+    """(rows, columns, bytes of shared memory) of the tile that a block makes of a picture: 32 x 32 pixels, or fewer
+    where so many source pixels go into them that they do not fit."""
+    cuda = _native_cuda()
+    rows = cols = 32
+    while True:
+        n, into, scale = (cols, w, w / size[0]) if down_first else (rows, h, h / size[1])
+        reach = min(into, int(n * scale) + 2 + cuda.axis_taps(into, size[0] if down_first else size[1]))
+        need = reach * (rows if down_first else cols) * channels
+        if need <= cuda.SHARED_BYTES:
+            return rows, cols, need
+        if rows == cols == 1:
+            raise ValueError(f"a picture of {w}x{h} is too large to become {size[0]}x{size[1]} on the GPU")
+        if n > 4 or (rows if down_first else cols) == 1:
+            rows, cols = (rows, cols // 2) if down_first else (rows // 2, cols)
+        else:
+            rows, cols = (rows // 2, cols) if down_first else (rows, cols // 2)
+
+
+def _resize_cuda(images, size, crop, outputs, patch_size, vertical_first):
     """Resizes to size, both (w, h); keeps the top left crop and writes it to outputs as bytes or patches."""
-    out_w, out_h = size
     cols, rows = crop
     device, channels = images[0].device, images[0].shape[2]
-    for down_first in (False, True):
-        first_pass, second_pass, between = [], [], []
-        for image, output in zip(images, outputs, strict=True):
-            h, w, _ = image.shape
-            if _order(vertical_first, h, w, out_h, out_w) != down_first:
-                continue
-            across, down = _axis_on(device, w, out_w), _axis_on(device, h, out_h)
-            shape = (rows, w) if down_first else (h, cols)
-            middle = torch.empty(*shape, channels, dtype=torch.uint8, device=device)
-            one, two = (down, across) if down_first else (across, down)
-            source = image.data_ptr(), image.stride(0)
-            first_pass.append((*source, one.data_ptr(), one.shape[1], *shape, middle.data_ptr()))
-            source = middle.data_ptr(), middle.stride(0)
-            second_pass.append((*source, two.data_ptr(), two.shape[1], rows, cols, output.data_ptr()))
-            between.append((middle, across, down))  # kept until both launches are in the stream
-        stream = torch.cuda.current_stream(device).cuda_stream
-        _native_cuda().resample(first_pass, not down_first, channels, 0, device.index, stream)
-        _native_cuda().resample(second_pass, down_first, channels, patch_size, device.index, stream)
+    pictures, tables, shared = [], [], 0
+    for image, output in zip(images, outputs, strict=True):
+        h, w, _ = image.shape
+        down_first = _order(vertical_first, h, w, size[1], size[0])
+        across, down = _axis_on(device, w, size[0]), _axis_on(device, h, size[1])
+        tables += across, down  # kept until the launch is in the stream
+        *tile, need = _tile(h, w, size, channels, down_first)
+        shared = max(shared, need)
+        axes = across.data_ptr(), across.shape[1], down.data_ptr(), down.shape[1]
+        source = image.data_ptr(), image.stride(0)
+        pictures.append((*source, *axes, rows, cols, *tile, down_first, output.data_ptr()))
+    if device.type == "cpu":  # a test of the kernel's lines
+        return _native_cuda().resize(pictures, channels, patch_size, shared, -1, 0)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    _native_cuda().resize(pictures, channels, patch_size, shared, device.index, stream)
 
 
 # The public functions.
@@ -149,7 +164,7 @@ def resize(image, size: tuple[int, int], *, vertical_first: bool | None = None, 
     h, w, channels = image.shape
     if isinstance(image, torch.Tensor):
         out = torch.empty(out_h, out_w, channels, dtype=torch.uint8, device=image.device)
-        _resample_cuda([image], size, size, [out], 0, vertical_first)
+        _resize_cuda([image], size, size, [out], 0, vertical_first)
         return out
     down_first = _order(vertical_first, h, w, out_h, out_w)
     if (native := _native()) is None:
@@ -171,7 +186,7 @@ def patchify(views, patch_size: int, *, threads: int = 0) -> torch.Tensor:
         for image in views:
             _check_picture(image)
         if n:  # a resize to the same size moves no byte
-            _resample_cuda(list(views), (view, view), (side * patch_size,) * 2, list(out), patch_size, False)
+            _resize_cuda(list(views), (view, view), (side * patch_size,) * 2, list(out), patch_size, False)
         return out
     if not isinstance(views, np.ndarray) or views.dtype != np.uint8 or not views.flags.c_contiguous:
         raise ValueError("expected a C-contiguous numpy array of uint8; see np.ascontiguousarray")
@@ -200,7 +215,7 @@ def resize_patchify(
     if device.type == "cuda":
         if any(image.device != device for image in images):
             raise ValueError("the pictures are on different devices")
-        _resample_cuda(images, (view, view), (side * patch_size,) * 2, list(out), patch_size, vertical_first)
+        _resize_cuda(images, (view, view), (side * patch_size,) * 2, list(out), patch_size, vertical_first)
         return out
     native = _native()
     for i, image in enumerate(images):

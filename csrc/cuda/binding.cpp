@@ -12,9 +12,10 @@ using namespace minilava;
 
 namespace {
 
-using PassTuple = std::tuple<uintptr_t, ptrdiff_t, uintptr_t, int, int, int, uintptr_t>;
+// src, stride, across, its size, down, its size, rows, cols, tile rows, tile cols, down first, dst
+using Tuple = std::tuple<uintptr_t, ptrdiff_t, uintptr_t, int, uintptr_t, int, int, int, int, int, bool, uintptr_t>;
 
-// The table that cuda::Pass describes, written to host memory.
+// The table that cuda::Resize describes, written to host memory.
 void fill_axis(uintptr_t address, int in, int out) {
     auto* table = reinterpret_cast<int32_t*>(address);
     std::vector<double> weight(max_window(in, out));
@@ -26,21 +27,28 @@ void fill_axis(uintptr_t address, int in, int out) {
     }
 }
 
-void resample(const std::vector<PassTuple>& tuples, bool across, int channels, int patch, int device,
-              uintptr_t stream) {
-    std::vector<cuda::Pass> passes;
-    for (const auto& [src, stride, axis, axis_size, rows, cols, dst] : tuples) {
-        passes.push_back({reinterpret_cast<const uint8_t*>(src), stride, reinterpret_cast<const int32_t*>(axis),
-                          axis_size, rows, cols, reinterpret_cast<void*>(dst)});
+// device: below 0 for the host.
+void resize(const std::vector<Tuple>& tuples, int channels, int patch, int shared, int device, uintptr_t stream) {
+    std::vector<cuda::Resize> pictures;
+    for (const auto& [src, stride, across, across_size, down, down_size, rows, cols, tile_rows, tile_cols, down_first,
+                      dst] : tuples) {
+        pictures.push_back({reinterpret_cast<const uint8_t*>(src), stride, reinterpret_cast<const int32_t*>(across),
+                            reinterpret_cast<const int32_t*>(down), across_size, down_size, rows, cols, tile_rows,
+                            tile_cols, down_first, reinterpret_cast<void*>(dst)});
     }
-    cuda::resample_pictures(passes, across, channels, patch, device, stream);
+    if (device < 0) {
+        cuda::resize_pictures_on_host(pictures, channels, patch, shared);
+    } else {
+        cuda::resize_pictures(pictures, channels, patch, shared, device, stream);
+    }
 }
 
 void bind_preprocess(py::module_& m) {
     const auto without_gil = py::call_guard<py::gil_scoped_release>();
     m.def("axis_taps", &max_window, py::arg("size_in"), py::arg("size_out"));
     m.def("fill_axis", &fill_axis, without_gil);
-    m.def("resample", &resample, without_gil);
+    m.def("resize", &resize, without_gil);
+    m.attr("SHARED_BYTES") = cuda::kSharedBytes;
 }
 
 }  // namespace

@@ -1,13 +1,11 @@
 """Pixels: equal to Pillow's bicubic resize and to the image processor's floats, bit for bit, on every SIMD level."""
 
-import ctypes
 import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import PIL
@@ -212,51 +210,35 @@ def test_a_simd_level_can_be_forced():
             assert done.stdout.strip() == name, done.stderr
 
 
-class KernelOnTheHost:
-    """minilava._cuda with its launches done in numpy on host memory, as csrc/cuda/ops.h describes them."""
-
-    def __init__(self, cuda):
-        self.axis_taps, self.fill_axis = cuda.axis_taps, cuda.fill_axis
-
-    def resample(self, passes, across, channels, patch, device, stream):
-        for src, stride, axis, axis_size, rows, cols, dst in passes:
-            first, count = at_address(axis, np.int32, (2, axis_size), (4 * axis_size, 4))[:, : cols if across else rows]
-            table = at_address(axis, np.int32, (2 + count.max(), axis_size), (4 * axis_size, 4))
-            reach = int((first + count).max())
-            shape = (rows, reach, channels) if across else (reach, cols, channels)
-            source = at_address(src, np.uint8, shape, (stride, channels, 1)).astype(np.int64)
-            total = np.full((rows, cols, channels), 1 << 21, np.int64)
-            for tap, coef in enumerate(table[2:, : len(first)]):
-                at = np.minimum(first + tap, reach - 1)
-                total += source[:, at] * coef[:, None] if across else source[at] * coef[:, None, None]
-            result = np.clip(total >> 22, 0, 255).astype(np.uint8)
-            result = preprocess.patchify_reference(result[None], patch).numpy() if patch else result
-            at_address(dst, result.dtype, result.shape, result.strides)[:] = result
-
-
-def at_address(address, dtype, shape, strides):
-    start = np.frombuffer((ctypes.c_uint8 * np.dtype(dtype).itemsize).from_address(address), dtype)
-    return np.lib.stride_tricks.as_strided(start, shape, strides)
-
-
-def test_the_passes_that_the_gpu_gets(monkeypatch):
-    """Everything of the GPU path but the launch itself: tables, scratch, order of the passes, crop, strides."""
-    kernel = KernelOnTheHost(pytest.importorskip("minilava._cuda"))
-    monkeypatch.setattr(preprocess, "_native_cuda", lambda: kernel)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    preprocess._axis_on.cache_clear()
+def test_the_gpu_kernel_on_the_host():
+    """Every line of the CUDA kernel but the launch: its threads run one after the other in host memory."""
+    pytest.importorskip("minilava._cuda")
     rng = np.random.default_rng(13)
-    images = [noise(rng, h, w) for h, w in [(50, 90), (90, 50), (40, 40), (1, 70), (70, 1), (40, 9)]]
+    images = [noise(rng, h, w) for h, w in [(50, 90), (90, 50), (40, 40), (1, 70), (70, 1), (40, 9), (900, 31)]]
     images.append(noise(rng, 60, 80)[:, 7:60])
     tensors = [torch.from_numpy(image) for image in images]
-    out = torch.full((len(images), 25, 147), np.nan)
-    preprocess._resample_cuda(tensors, (40, 40), (35, 35), list(out), 7, None)
-    assert torch.equal(out, preprocess.resize_patchify(images, 40, 7))
-    for image, tensor in zip(images, tensors, strict=True):
-        for size in [(31, 200), (200, 31), (1, 1)]:
-            out = torch.empty(size[1], size[0], 3, dtype=torch.uint8)
-            preprocess._resample_cuda([tensor], size, size, [out], 0, None)
-            assert np.array_equal(out.numpy(), preprocess.resize(image, size))
+    for vertical_first in (None, False, True):
+        out = torch.full((len(images), 25, 147), np.nan)
+        preprocess._resize_cuda(tensors, (40, 40), (35, 35), list(out), 7, vertical_first)
+        assert torch.equal(out, preprocess.resize_patchify(images, 40, 7, vertical_first=vertical_first))
+        for image, tensor in zip(images, tensors, strict=True):
+            for size in [(31, 200), (200, 31), (1, 1)]:
+                out = torch.empty(size[1], size[0], 3, dtype=torch.uint8)
+                preprocess._resize_cuda([tensor], size, size, [out], 0, vertical_first)
+                assert np.array_equal(out.numpy(), preprocess.resize(image, size, vertical_first=vertical_first))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("shape, size", [((4000, 17), (3, 5)), ((17, 4000), (5, 3)), ((3001, 3001), (7, 7))])
+def test_tiles_of_the_gpu_kernel_shrink_for_large_pictures(channels, shape, size):
+    pytest.importorskip("minilava._cuda")
+    image = noise(np.random.default_rng(3), *shape, channels)
+    for vertical_first in (False, True):
+        rows, cols, shared = preprocess._tile(*shape, size, channels, vertical_first)
+        assert shared <= preprocess._native_cuda().SHARED_BYTES and min(rows, cols) >= 1
+        out = torch.empty(size[1], size[0], channels, dtype=torch.uint8)
+        preprocess._resize_cuda([torch.from_numpy(image)], size, size, [out], 0, vertical_first)
+        assert np.array_equal(out.numpy(), preprocess.resize(image, size, vertical_first=vertical_first))
 
 
 @pytest.mark.gpu
