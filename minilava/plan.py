@@ -33,14 +33,15 @@ class Training:
     """Bytes of one process during a step of ``micro_batches`` packs of ``budget`` rows and at most ``views`` views.
 
     copies: the weights in the dtype to compute in, where that is narrower. activations: kept for the backward pass;
-    recomputed: the same with recompute. working: the largest temporary. disk: all checkpoints, one being written.
+    recomputed: the same with recompute: all
+    (cheap lies between them). working: the largest temporary. disk: all checkpoints, one being written.
     """
 
     parts: tuple[str, ...]
     dtype: str
     budget: int
     views: int
-    recompute: bool
+    recompute: str
     trained: int  # parameters
     parameters: int
     copies: int
@@ -269,10 +270,13 @@ def render(p: Plan) -> str:
         ("  gradients", _bytes(t.gradients)),
         ("  optimizer states", _bytes(t.optimizer)),
         ("  copies to compute with", _bytes(t.copies)),
-        ("  activations", f"{_bytes(t.activations)}; with recompute {_bytes(t.recomputed)}"),
+        ("  activations", f"{_bytes(t.activations)}; with recompute: all {_bytes(t.recomputed)}"),
         ("  largest temporary", _bytes(t.working)),
         ("  together", f"{_bytes(t.total(False))} of {_bytes(p.memory)}: {word[p.fits['train']]}"),
-        ("  with recompute", f"{_bytes(t.total(True))} of {_bytes(p.memory)}: {word[p.fits['train_with_recompute']]}"),
+        (
+            "  with recompute: all",
+            f"{_bytes(t.total(True))} of {_bytes(p.memory)}: {word[p.fits['train_with_recompute']]}",
+        ),
         ("  a checkpoint", f"{_bytes(t.checkpoint)}; the run on disk at most {_bytes(t.disk)}"),
     ]
     return "\n".join(f"{what:38}{value}".rstrip() for what, value in lines)

@@ -138,7 +138,7 @@ def test_optimizer_states_are_what_the_optimizers_keep(tiny, tmp_path, optimizer
 
 
 def test_recompute_keeps_the_blocks_inputs(tiny):
-    c = config(tiny, recompute=True)
+    c = config(tiny, recompute="all")
     measured, _, _ = kept_by_autograd(c)
     t = plan(tiny, c, device="cpu").training
     one_block = t.recomputed - measured  # what the block that is computed again adds, which no forward pass keeps

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from minilava.config import TextConfig
+from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
 from minilava_kernels.linear import linear
 from minilava_kernels.norm import rms_norm
@@ -111,7 +111,7 @@ class Qwen(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.eps)
         self.head = None if config.tied else nn.Linear(config.width, config.vocab_rows, bias=False)
-        self.recompute = False  # training: keep only the blocks' inputs and compute the rest again (less memory)
+        self.recompute = "none"  # see model.recompute
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def forward(
@@ -131,7 +131,7 @@ class Qwen(nn.Module):
             final = i + 1 == len(self.blocks)
             kv = None if cache is None else cache[i]
             args = (x, cos, sin, positions, segments, kv, last if final else None)
-            x = checkpoint(block, *args, use_reentrant=False) if self.recompute else block(*args)
+            x = run_block(block, self.recompute, *args)
         return rms_norm(x, self.norm.weight, self.config.eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from minilava.config import VisionConfig
+from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
 from minilava_kernels.linear import linear
 from minilava_kernels.norm import layer_norm
@@ -48,7 +48,7 @@ class SigLIP(nn.Module):
         self.patch = nn.Conv2d(config.channels, d, p, p)
         self.position = nn.Parameter(torch.empty(config.patches, d))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.recompute = False  # training: keep only the blocks' inputs and compute the rest again (less memory)
+        self.recompute = "none"  # see model.recompute
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches: (V, P, C) in the dtype to compute in, C in the patch convolution's (channel, row, column) order.
@@ -61,5 +61,5 @@ class SigLIP(nn.Module):
         starts, lengths = cu[:-1], torch.full((views,), count, dtype=torch.int32, device=x.device)
         for block in self.blocks:
             args = (x, cu, starts, lengths, count)
-            x = checkpoint(block, *args, use_reentrant=False) if self.recompute else block(*args)
+            x = run_block(block, self.recompute, *args)
         return x.view(views, count, -1)

@@ -11,6 +11,7 @@ from typing import Any
 from minilava.data.convert import FORMS
 from minilava.data.mixture import import_yaml, read_yaml
 from minilava.errors import UserError
+from minilava.model.recompute import RECOMPUTE
 
 PATHS = ("path", "json_path", "images")  # what names files in a mixture
 PARTS = ("vision", "projector", "text")
@@ -51,7 +52,7 @@ class TrainConfig:
     clip: float = 1.0
     dtype: str = "auto"
     device: str = "auto"
-    recompute: bool = False  # activation checkpointing
+    recompute: str = "none"  # cheap or all: keep fewer activations (see model.recompute)
     seed: int = 42
     workers: int = 1
     strict: bool = False  # stop at the first record that cannot be used
@@ -72,6 +73,7 @@ class TrainConfig:
             (set(self.train) <= set(PARTS) and bool(self.train), f"train names parts of {', '.join(PARTS)}"),
             (self.optimizer in OPTIMIZERS, f"optimizer is one of {', '.join(OPTIMIZERS)}"),
             (self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}"),
+            (self.recompute in RECOMPUTE, f"recompute is one of {', '.join(RECOMPUTE)}"),
             (self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}"),
             (self.shard in ("auto", "fsdp", "ddp"), "shard is auto, fsdp or ddp"),
             (min(self.steps, self.budget, self.micro_batches, self.keep, self.save_every) >= 1,

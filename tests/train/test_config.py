@@ -18,9 +18,9 @@ NEEDED = {"init": "a", "out": "b", "data": {"sources": []}, "steps": 5}
 def test_types_and_overrides(tmp_path):
     path = tmp_path / "stage.yaml"
     path.write_text("init: a\nout: b\ndata: {sources: []}\nsteps: 5\nlr: 1e-5\nbetas: [0.9, 0.98]\ntrain: projector\n")
-    c = load_config(path, ["steps=7", "lr_vision=2e-6", "train=[vision, text]", "recompute=true", "features=null"])
+    c = load_config(path, ["steps=7", "lr_vision=2e-6", "train=[vision, text]", "recompute=all", "features=null"])
     assert (c.steps, c.lr, c.lr_vision, c.betas) == (7, 1e-5, 2e-6, (0.9, 0.98))
-    assert c.train == ("vision", "text") and c.recompute is True and c.features is None
+    assert c.train == ("vision", "text") and c.recompute == "all" and c.features is None
     assert load_config(path).train == ("projector",)
 
 
@@ -31,7 +31,7 @@ def test_types_and_overrides(tmp_path):
         {"lr": 0}, {"lr": math.nan}, {"lr": math.inf}, {"lr": "fast"}, {"lr": True}, {"lr_vision": -1},
         {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"betas": 0.9}, {"betas": [0.9, None]}, {"eps": 0}, {"clip": 0},
         {"weight_decay": -1}, {"warmup": 1.1}, {"warmup": math.nan}, {"seed": -1}, {"seed": 2**70}, {"workers": -1},
-        {"train": []}, {"train": ["tower"]}, {"train": 3}, {"schedule": "step"},
+        {"train": []}, {"train": ["tower"]}, {"train": 3}, {"schedule": "step"}, {"recompute": "some"},
         {"schedule": "warmup_stable_decay", "warmup": 0.5, "decay": 0.6}, {"dtype": "float16"}, {"form": "x"},
         {"device": "tpu"}, {"shard": "zero"}, {"strict": "yes"}, {"data": 5}, {"data": None}, {"data": ["a.json"]},
         {"lora": -1}, {"lora": 4, "train": ["projector"]}, {"lora_dropout": 1.0}, {"beta": 0}, {"sft_weight": -1},

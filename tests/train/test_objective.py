@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import minilava.model.llava as llava_module
 from minilava.config import IGNORE
 from minilava.data.convert import to_samples
 from minilava.data.mixture import Source
 from minilava.data.world import World
 from minilava.errors import UserError
 from minilava.inputs.pack import pack
+from minilava.model.recompute import RECOMPUTE
 from minilava.packed import Packed
 from minilava.train import optim
 from minilava.train.config import PARTS
@@ -75,19 +75,14 @@ def run_packs(model, packs, exact=False):
     return torch.cat(losses), of_parts(model)
 
 
-def mix_in_double(rows, taps, weights):
-    return rows[taps].amax(1) if weights is None else (rows[taps] * weights[..., None]).sum(1)
-
-
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("kind", ["text", "images", "pooled", "mixed"])
-def test_a_pack_is_the_sum_of_its_samples(tiny, monkeypatch, kind, recompute):
+def test_a_pack_is_the_sum_of_its_samples(tiny, kind, recompute):
     """Held to the numerics rule: at most 2x (gradients 3x) as far from float64 as the samples one by one."""
     model, _ = load_for_training(tiny, CPU)
     model.vision.recompute = model.text.recompute = recompute
     samples, patches = samples_of(tiny, kind), model.config.vision.patches
     packed, alone = run_packs(model, [pack(samples, patches)]), run_packs(model, [pack([s], patches) for s in samples])
-    monkeypatch.setattr(llava_module, "mix_rows", mix_in_double)
     exact = run_packs(model.double(), [pack([s], patches) for s in samples], exact=True)
     assert_within(packed[0], alone[0], exact[0])
     for part in PARTS:
@@ -95,11 +90,12 @@ def test_a_pack_is_the_sum_of_its_samples(tiny, monkeypatch, kind, recompute):
         assert exact[1][part].any() or kind == "text" and part != "text"
 
 
-def test_recomputing_gives_the_same_bits(tiny):
+@pytest.mark.parametrize("how", ["cheap", "all"])
+def test_recomputing_gives_the_same_bits(tiny, how):
     model, _ = load_for_training(tiny, CPU)
     packed = pack(samples_of(tiny, "mixed"), model.config.vision.patches)
     kept = run_packs(model, [packed])
-    model.vision.recompute = model.text.recompute = True
+    model.vision.recompute = model.text.recompute = how
     again = run_packs(model, [packed])
     assert torch.equal(kept[0], again[0]) and all(torch.equal(kept[1][p], again[1][p]) for p in PARTS)
 
