@@ -78,6 +78,9 @@ def check(case: Case) -> None:
     wide = [x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in case.inputs]
     outputs = (_tuple(case.ours(*_copies(case.inputs))), _tuple(case.plain(*_copies(case.inputs))), case.plain(*wide))
     for ours, plain, exact in zip(*outputs[:2], _tuple(outputs[2]), strict=True):
+        if not ours.is_floating_point():
+            assert torch.equal(ours, plain), f"{case.name}: other values than plain PyTorch"
+            continue
         error, allowed = ((x.double() - exact).square().mean().sqrt().item() for x in (ours, plain))
         floor = torch.finfo(ours.dtype).eps * exact.abs().max().item() / 2
         assert error <= max(2 * allowed, floor), f"{case.name}: error {error:.3g}, plain PyTorch's {allowed:.3g}"
@@ -99,6 +102,10 @@ def rows(cases: Iterable[Case], device: str, repeats: int = 50) -> Iterator[dict
             times = harness.in_turns(bound, min(repeats, 9))
         seconds = {name: statistics.median(t) for name, t in times.items()}
         ours = seconds.pop("ours")
+        memory = {}
+        if device == "cuda":
+            peaks = [_peak(bound[n]) for n in ("ours", "plain")]
+            memory = {"peak MiB": peaks[0] / 2**20, "peak / plain": peaks[0] / max(peaks[1], 1)}
         yield {
             "case": case.name,
             "us": ours * 1e6,
@@ -106,6 +113,7 @@ def rows(cases: Iterable[Case], device: str, repeats: int = 50) -> Iterator[dict
             "TFLOP/s": case.flops / ours / 1e12,
             "% of limit": 100 * max(case.bytes / roof["bytes"], case.flops / roof["flops"]) / ours,
             **{f"x {name}": t / ours for name, t in seconds.items()},
+            **memory,
         }
 
 
@@ -125,6 +133,16 @@ def main(stem: str, cases: Callable[[str, torch.dtype], Iterable[Case]]) -> None
         harness.report(stem, found, columns, device=args.device, dtype=str(dtype), limits=limits(args.device))
     else:
         print(harness.table(found, columns))
+
+
+def _peak(call: Callable) -> int:
+    """Bytes that a call has allocated at most at one time, its result included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _tuple(x) -> tuple:

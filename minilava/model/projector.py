@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from minilava_kernels.linear import linear
+from minilava_kernels.projector import projector
 
 
 class Projector(nn.Module):
@@ -15,5 +15,4 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., vision width) -> (..., text width)."""
-        x = linear(x, self.fc1.weight, self.fc1.bias, activation="gelu")
-        return linear(x, self.fc2.weight, self.fc2.bias)
+        return projector(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
