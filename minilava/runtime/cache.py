@@ -10,11 +10,19 @@ from minilava.model.qwen import Segments
 
 
 class KVCache:
-    """keys and values of all layers for S sequences: per layer (R, G, K) each, R = the sum of the capacities."""
+    """keys and values of all layers for S sequences: per layer (R, G, K) each, R = the sum of the capacities, or more
+    in ``layers`` that are lent to it."""
 
-    def __init__(self, config: TextConfig, capacities: list[int], dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        config: TextConfig,
+        capacities: list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        layers: list[tuple[Tensor, Tensor]] | None = None,
+    ):
         shape = (sum(capacities), config.kv_heads, config.head_dim)
-        self.layers = [
+        self.layers = layers or [
             (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.layers)
         ]

@@ -1,4 +1,8 @@
-"""Packed prompts -> tokens: encode the pictures, prefill in chunks, then decode every unfinished sequence together."""
+"""Packed prompts -> tokens: encode the pictures, prefill in chunks, then decode every unfinished sequence together.
+
+On a GPU decoding runs in fixed memory, from CUDA graphs (runtime/graphs.py); elsewhere, with a repetition penalty, or
+while another batch of the same engine is under way, step by step from the host.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from torch import Tensor
 from minilava.model.llava import LLaVA
 from minilava.packed import Packed
 from minilava.runtime.cache import KVCache
+from minilava.runtime.graphs import Graphs
 from minilava.runtime.sampling import Sampler, Sampling
 
 PREFILL_CHUNK = 4096  # rows; bounds the activations of a long prompt (the widest is chunk x MLP width)
@@ -31,14 +36,17 @@ class Clock:
 
 class Engine:
     """Runs one model. usable_ids: ids at or past this are padding rows of the vocabulary and are never emitted;
-    banned_ids: further ids that are never emitted (the image placeholder of the hf dialect)."""
+    banned_ids: further ids that are never emitted (the image placeholder of the hf dialect). static: decode in fixed
+    memory; None: on a GPU."""
 
-    def __init__(self, model: LLaVA, usable_ids: int, banned_ids: tuple[int, ...] = ()):
+    def __init__(self, model: LLaVA, usable_ids: int, banned_ids: tuple[int, ...] = (), static: bool | None = None):
         self.model = model
         self.usable_ids = usable_ids
-        self.banned_ids = [i for i in banned_ids if i < usable_ids]
         weight = model.text.embed.weight
         self.device, self.dtype = weight.device, weight.dtype
+        self.banned_ids = torch.tensor([i for i in banned_ids if i < usable_ids], device=self.device, dtype=torch.int64)
+        static = self.device.type == "cuda" if static is None else static
+        self.graphs = Graphs(model, self._logits) if static else None
 
     @torch.inference_mode()
     def generate(
@@ -57,6 +65,16 @@ class Engine:
         clock = clock or Clock()
         packed = packed.to(self.device)
         capacities = [n + extra for n, extra in zip(packed.lengths, max_new_tokens, strict=True)]
+        plain = all(s.repetition_penalty == 1.0 for s in sampling)
+        if self.graphs is not None and plain and self.graphs.free.acquire(blocking=False):
+            try:
+                cache = self.graphs.cache(capacities)
+                packed = self._encode(packed, clock, progress)
+                logits = self._prefill(packed, cache, chunk, clock, progress)
+                yield from self._static(logits, cache, sampling, max_new_tokens, eos_ids, clock)
+            finally:
+                self.graphs.free.release()
+            return
         cache = KVCache(self.model.config.text, capacities, self.dtype, self.device)
         packed = self._encode(packed, clock, progress)
         logits = self._prefill(packed, cache, chunk, clock, progress)
@@ -78,7 +96,8 @@ class Engine:
         if packed.patches is None or packed.features is not None:
             return packed
         began = time.perf_counter()
-        packed = replace(packed, features=self.model.encode(packed.patches, progress))
+        encode = self.model.encode if self.graphs is None else self.graphs.encode
+        packed = replace(packed, features=encode(packed.patches, progress))
         self._wait()
         clock.encode_s += time.perf_counter() - began
         return packed
@@ -118,11 +137,55 @@ class Engine:
         clock.decode_tokens += len(running)
         return logits
 
+    def _static(
+        self,
+        logits: Tensor,
+        cache: KVCache,
+        sampling: list[Sampling],
+        max_new_tokens: list[int],
+        eos_ids: tuple[int, ...],
+        clock: Clock,
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Tokens from the prompts' last logits on, in fixed memory. A step is started before the tokens of the one
+        before it are read, so the last step of a batch may be for nothing."""
+        tokens = self.graphs.first(logits, sampling)
+        clock.ttft_s = time.perf_counter() - clock.started
+        produced, going = [1] * len(tokens), list(range(len(tokens)))
+        yield list(zip(going, tokens, strict=True))
+
+        def goes_on(s: int, token: int) -> bool:
+            return token not in eos_ids and produced[s] < max_new_tokens[s]
+
+        going = [s for s, t in zip(going, tokens, strict=True) if goes_on(s, t)]
+        if not going:
+            return
+        step = self.graphs.step(len(going), max(cache.capacities))
+        step.load([tokens[s] for s in going], going, cache, sampling)
+        rows, pending = going, None  # rows: which sequence each row of the step decodes
+        while going:
+            began = time.perf_counter()
+            if any(produced[s] + (pending is not None) < max_new_tokens[s] for s in going):
+                smaller = self.graphs.step(len(going), max(cache.capacities))
+                if smaller is not step:
+                    smaller.take(step, [rows.index(s) for s in going])
+                    step, rows = smaller, going
+                started = rows, step()
+            else:
+                started = None
+            if pending is not None:
+                was, wait = pending
+                found = [(s, t) for s, t in zip(was, wait(), strict=False) if s in going]
+                for s, _ in found:
+                    produced[s] += 1
+                going = [s for s, t in found if goes_on(s, t)]
+                clock.decode_s += time.perf_counter() - began
+                clock.decode_tokens += len(found)
+                yield found
+            pending = started
+
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.model.text.logits(hidden)[:, : self.usable_ids].float()
-        if self.banned_ids:
-            logits[:, self.banned_ids] = -torch.inf
-        return logits
+        return logits.index_fill_(1, self.banned_ids, -torch.inf) if len(self.banned_ids) else logits
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
