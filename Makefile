@@ -42,10 +42,9 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	$(RUN) -m bench.end_to_end --peer transformers
 
-# On a machine with a GPU: build the CUDA extension (an error if it fails), then the GPU tests.
-gpu: $(RUN)
-	MINILAVA_CUDA=1 $(RUN) -m pip install -q -e ".[test]"
-	$(RUN) -m pytest -q -m gpu
+# On a machine with a GPU, with the Python and the packages that are there: build, test, measure.
+gpu:
+	bash bench/gpu.sh
 
 clean:
 	rm -rf build *.egg-info minilava/*.so $(VENV)
