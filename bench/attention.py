@@ -1,10 +1,14 @@
-"""Packed attention: prompts against the FLOP peak, decoding against memory, beside PyTorch's SDPA per sequence."""
+"""Packed attention: prompts against the FLOP peak, decoding against memory. python -m bench.attention
+
+On a CPU beside PyTorch's SDPA per sequence; on a GPU the Triton kernel beside PyTorch's packed flash attention.
+"""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+from bench import micro
 from bench.harness import cpu_limits, in_turns, median, report
 from minilava_kernels.attention import attention, attention_reference, implementation
 
@@ -69,7 +73,28 @@ def rows():
         }
 
 
+def cases(device, dtype):
+    """For a GPU: name, sequences, length, heads, kv heads, head dim, causal."""
+    shapes = [
+        ("tower, 64 views", 64, 729, 16, 16, 72, False),
+        ("tower, 1 view", 1, 729, 16, 16, 72, False),
+        ("causal, 16 x 2048", 16, 2048, 16, 16, 64, True),
+        ("causal, 1 x 8192", 1, 8192, 16, 16, 64, True),
+        ("causal, grouped heads", 4, 2048, 28, 4, 128, True),
+    ]
+    for name, s, n, heads, kv_heads, dim, causal in shapes:
+        q, k, v = (torch.randn(s * n, h, dim, device=device).to(dtype) for h in (heads, kv_heads, kv_heads))
+        cu = torch.arange(s + 1, dtype=torch.int32, device=device) * n
+        inputs = q, k, v, cu, cu[:-1], cu.diff(), causal, n, n
+        triton, plain, flash = (partial(attention, impl=impl) for impl in ("triton", "reference", "torch"))
+        flops = 4 * s * heads * dim * n * n / (2 if causal else 1)
+        moved = 2 * q.nbytes + 2 * k.nbytes
+        yield micro.Case(name, triton, plain, inputs, moved, flops, library=flash, compiled=False)
+
+
 def main():
+    if torch.cuda.is_available():
+        return micro.main("attention", cases)
     results = list(rows())
     report("attention", results, list(results[0]))
 

@@ -7,7 +7,18 @@ import torch
 
 from bench import micro
 
-STEMS = ("norm", "swiglu", "pool", "splice", "rope_kv")
+STEMS = (
+    "norm",
+    "swiglu",
+    "pool",
+    "splice",
+    "rope_kv",
+    "projector",
+    "cross_entropy",
+    "linear_q",
+    "sample",
+    "decode_attention",
+)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 

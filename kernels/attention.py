@@ -2,18 +2,22 @@
 
 A sequence of n queries and m keys costs 4 n m H K FLOPs (half when causal and n = m). Prompts are bound by FLOPs:
 scores stay on chip, block by block, so bytes are q, k, v and the output. One query (decode) is bound by bytes: its
-2 m G K cached elements are read once. Natively each result is added in an order fixed by its own sequence: alone,
-in a batch, and with any number of threads the bits are the same. Backward costs 2.5 times the forward FLOPs: the
-scores again, and four products for the gradients; the forward pass keeps its output and a log-sum-exp per (row, head).
+2 m G K cached elements are read once. Natively and in Triton each result is added in an order fixed by its own
+sequence: alone, in a batch, and with any number of threads the bits are the same. Backward costs 2.5 times the forward
+FLOPs (3.5 in Triton, which computes the scores once for dQ and once for dK and dV): the scores again, and four products
+for the gradients; the forward pass keeps its output and a log-sum-exp per (row, head).
 
 T query rows, R key rows, S sequences, H heads, G kv heads, K head dim.
 """
 
 import importlib.util
 import inspect
+from functools import cache
 
 import torch
-from torch.autograd.function import once_differentiable
+
+from minilava_kernels.decode_attention import decode_attention
+from minilava_kernels.ops import register
 
 try:
     from minilava import _C
@@ -21,6 +25,7 @@ except ImportError:
     _C = None
 
 _DTYPES = (torch.float32, torch.bfloat16)  # of the native kernels
+_MAX_DIM = {"triton": 128, "library": 256}
 
 
 def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
@@ -51,129 +56,150 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
-    impl forces "reference", "native", "flash" or "torch". On a CPU, gradients are native where keys are packed as
-    queries are.
+    impl forces "reference", "native", "triton", "decode", "flash" or "torch". Gradients need keys packed as queries
+    are (k_start = cu_q[:-1] and k_len alike), but for those of the reference, which takes any.
     """
-    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+    learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    packed = (learning or impl or q.is_cuda) and _packed(q, k, cu_q, k_start)  # else nothing depends on it
     if impl is None:
-        impl = implementation(q.device, q.dtype)
-        if impl == "native" and learning and not _packed(q, k, cu_q, k_start):
-            impl = "reference"
-    if impl == "native":
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return (_Packed.apply if learning else _native)(q, k, v, cu_q, k_start, k_len, causal, scale)
+        one_query = max_q == 1 and len(q) == len(k_len)
+        impl = implementation(q.device, q.dtype, q.shape[-1], packed, learning, one_query)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if impl == "reference":
         return attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale)
-    max_q = int(cu_q.diff().max()) if max_q is None else max_q
-    max_k = int(k_len.max()) if max_k is None else max_k
-    if impl == "flash" and _packed(q, k, cu_q, k_start):
-        return _flash(q, k, v, cu_q, max_q, causal, scale)
-    return _torch_varlen(q, k, v, cu_q, k_start, k_len, max_q, max_k, causal, scale)
+    if impl == "native":
+        max_q = 0  # which only grids need
+    elif max_q is None:
+        max_q = int(cu_q.diff().max()) if len(k_len) else 0
+    if impl == "decode":
+        max_k = int(k_len.max()) if max_k is None else max_k
+        return decode_attention(q, k, v, k_start, k_len, max_k, scale=scale, impl="triton")
+    if impl in ("flash", "torch"):
+        if not packed:
+            raise ValueError(f"attention: {impl} needs keys packed as queries")
+        return (_flash if impl == "flash" else _torch_varlen)(q, k, v, cu_q, max_q, causal, scale)
+    if learning and not (packed and _lengths_agree(cu_q, k_len)):
+        raise ValueError("attention: gradients need keys packed as queries: k_start = cu_q[:-1], k_len alike")
+    arguments = (q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl)
+    if learning or torch.compiler.is_compiling():
+        return torch.ops.minilava.attention(*arguments)[0]
+    return _run(*arguments, keep=False)[0]
 
 
-def implementation(device, dtype) -> str:
-    """Which implementation attention() uses there."""
-    if torch.device(device).type == "cpu":
-        return "native" if _C is not None and dtype in _DTYPES else "reference"
-    if torch.device(device).type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+def implementation(device, dtype, dim=64, packed=True, learning=False, one_query=False) -> str:
+    """Which implementation attention() uses there.
+
+    On a GPU, flash_attn comes first and PyTorch's varlen_attn next, both for half precision and for keys packed as
+    queries: they take key offsets that run on without gaps, which those of a cache do not. Triton takes the rest.
+    """
+    kind = torch.device(device).type
+    if learning and not packed:
         return "reference"
-    return "flash" if importlib.util.find_spec("flash_attn") else "torch"
+    if kind == "cpu" and _C is not None and dtype in _DTYPES:
+        return "native"
+    if kind != "cuda" or dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return "reference"
+    if one_query and not learning and dim <= _MAX_DIM["triton"]:
+        return "decode"
+    if packed and dtype != torch.float32 and dim % 8 == 0 and dim <= _MAX_DIM["library"]:
+        return "flash" if _installed("flash_attn") else "torch"
+    return "triton" if dim <= _MAX_DIM["triton"] else "reference"
+
+
+@cache
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _packed(q, k, cu_q, k_start) -> bool:
     """Keys are packed as queries are: a caller without a cache passes k_start = cu_q[:-1], the same memory."""
+    if torch.compiler.is_compiling():  # nothing has an address there; with as many keys as queries none are cached
+        return len(q) == len(k)
     same = k_start.data_ptr() == cu_q.data_ptr() or not len(k_start)  # an empty view has no address
     return same and len(q) == len(k)
 
 
-def _native(q, k, v, cu_q, k_start, k_len, causal, scale, lse=None):
-    t, h, d = q.shape
-    r, g, _ = k.shape
-    s = k_len.shape[0]
-    dtypes = q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES
+def _lengths_agree(cu_q, k_len) -> bool:
+    """Looked up where that waits for no device."""
+    return cu_q.device.type != "cpu" or torch.compiler.is_compiling() or torch.equal(cu_q.diff(), k_len)
+
+
+def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
+    """(out, log-sum-exp of the scores (T, H)), the second None natively if it is not to be kept."""
+    (t, h, d), (r, g, _), s = q.shape, k.shape, k_len.shape[0]
+    dtypes = q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES)
     if k.shape != v.shape or k.shape[2] != d or h % g or not dtypes:
         raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
     if cu_q.shape[0] != s + 1 or k_start.shape[0] != s or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32:
         raise ValueError("attention: cu_q (S + 1), k_start (S) and k_len (S) must be int32")
     cu_q, k_start, k_len = cu_q.contiguous(), k_start.contiguous(), k_len.contiguous()
-    q, k, v = _rows(q, d), _rows(k, d), _rows(v, d)
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    if impl == "triton":
+        from minilava_kernels.gpu.attention import attention as run
+
+        if d > _MAX_DIM["triton"] or scale <= 0:
+            raise ValueError(f"attention: the Triton kernel takes head dims up to 128 and scales above 0: {d}, {scale}")
+        return run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale)
     out = q.new_empty(t, h, d)
+    lse = q.new_empty(t, h, dtype=torch.float32) if keep else None
     _C.attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        out.data_ptr(),
-        cu_q.data_ptr(),
-        k_start.data_ptr(),
-        k_len.data_ptr(),
-        t,
-        r,
-        s,
-        h,
-        g,
-        d,
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        causal,
-        scale,
-        q.dtype is torch.bfloat16,
-        0 if lse is None else lse.data_ptr(),
-    )
-    return out
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), cu_q.data_ptr(), k_start.data_ptr(),
+        k_len.data_ptr(), t, r, s, h, g, d, q.stride(0), k.stride(0), v.stride(0), causal, scale,
+        q.dtype is torch.bfloat16, lse.data_ptr() if keep else 0,
+    )  # fmt: skip
+    return out, lse
 
 
-class _Packed(torch.autograd.Function):
-    """Sequence s has the rows cu[s]:cu[s + 1] of q, k and v alike."""
+def _run_backward(dout, q, k, v, out, lse, cu, causal, max_q, scale, impl):
+    """Gradients of q, k and v: sequence s has the rows cu[s]:cu[s + 1] of all three."""
+    t, h, d = q.shape
+    q, k, v, cu, dout = _rows(q), _rows(k), _rows(v), cu.contiguous(), dout.contiguous()
+    if impl == "triton":
+        from minilava_kernels.gpu.attention import attention_backward as run
 
-    @staticmethod
-    def forward(ctx, q, k, v, cu, k_start, k_len, causal, scale):
-        if not (_packed(q, k, cu, k_start) and torch.equal(cu.diff(), k_len)):
-            raise ValueError(
-                "attention: native gradients need keys packed as queries: k_start = cu_q[:-1], k_len alike"
-            )
-        lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-        out = _native(q, k, v, cu, k_start, k_len, causal, scale, lse)
-        ctx.save_for_backward(q, k, v, cu, out, lse)
-        ctx.options = causal, scale
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        q, k, v, cu, out, lse = ctx.saved_tensors
-        t, h, d = q.shape
-        q, k, v, cu, grad = _rows(q, d), _rows(k, d), _rows(v, d), cu.contiguous(), grad.contiguous()
-        dq, dk, dv = q.new_empty(t, h, d), k.new_empty(k.shape), v.new_empty(v.shape)
-        _C.attention_backward(
-            q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            out.data_ptr(),
-            grad.data_ptr(),
-            lse.data_ptr(),
-            dq.data_ptr(),
-            dk.data_ptr(),
-            dv.data_ptr(),
-            cu.data_ptr(),
-            t,
-            len(cu) - 1,
-            h,
-            k.shape[1],
-            d,
-            q.stride(0),
-            k.stride(0),
-            v.stride(0),
-            *ctx.options,
-            q.dtype is torch.bfloat16,
-        )
-        return dq, dk, dv, None, None, None, None, None
+        return run(dout, q, k, v, out, lse, cu, causal, max_q, scale)
+    dq, dk, dv = q.new_empty(t, h, d), k.new_empty(k.shape), v.new_empty(v.shape)
+    _C.attention_backward(
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), dout.data_ptr(), lse.data_ptr(), dq.data_ptr(),
+        dk.data_ptr(), dv.data_ptr(), cu.data_ptr(), t, len(cu) - 1, h, k.shape[1], d, q.stride(0), k.stride(0),
+        v.stride(0), causal, scale, q.dtype is torch.bfloat16,
+    )  # fmt: skip
+    return dq, dk, dv
 
 
-def _rows(x, dim):
+def _rows(x):
     """x with contiguous rows; the stride between rows is free."""
     _, heads, inner = x.stride()
-    return x if inner == 1 and heads == dim else x.contiguous()
+    return x if inner == 1 and heads == x.shape[2] else x.contiguous()
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, cu, _, _, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output, cu)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, dout, _):
+    return *torch.ops.minilava.attention_backward(dout, *ctx.saved_tensors, *ctx.options), *(None,) * 7
+
+
+register(
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cu, bool causal,"
+    " SymInt max_q, float scale, str impl) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    lambda dout, q, k, v, *_: tuple(x.new_empty(x.shape) for x in (q, k, v)),
+)
+register(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor k_start, Tensor k_len, bool causal, SymInt max_q,"
+    " float scale, str impl) -> (Tensor, Tensor)",
+    _run,
+    lambda q, *_: (
+        q.new_empty(q.shape),
+        q.new_empty(q.shape[:2], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32),
+    ),
+    _backward,
+    _keep,
+)
 
 
 def _flash(q, k, v, cu, longest, causal, scale):
@@ -182,14 +208,15 @@ def _flash(q, k, v, cu, longest, causal, scale):
     return flash_attn_varlen_func(q, k, v, cu, cu, longest, longest, softmax_scale=scale, causal=causal)
 
 
-def _torch_varlen(q, k, v, cu_q, k_start, k_len, max_q, max_k, causal, scale):
+def _torch_varlen(q, k, v, cu, longest, causal, scale):
     from torch.nn.attention.varlen import varlen_attn
 
-    # seqused_k keeps the gap between a cache slot's last key and the next slot out, at the price of gradients.
-    packed = _packed(q, k, cu_q, k_start)
-    cu_k = cu_q if packed else torch.cat([k_start, (k_start[-1:] + k_len[-1:])])
-    options = {} if packed else {"seqused_k": k_len}
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    options = {"enable_gqa": q.shape[1] != k.shape[1]} if "enable_gqa" in _parameters(varlen_attn) else {}
     window = (-1, 0) if causal else (-1, -1)
-    return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window, **options)
+    return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=window, **options)
+
+
+@cache
+def _parameters(function) -> set[str]:
+    """Their names; those of varlen_attn differ from release to release."""
+    return set(inspect.signature(function).parameters)

@@ -28,7 +28,7 @@ def one_thread_one_seed():
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """new_empty gives NaN with NaN around it: what a kernel leaves out shows, and what is around must stay as it was."""
+    """new_empty gives NaN with NaN around it: what a kernel leaves out shows, and what is around must stay."""
     memories, real = [], torch.Tensor.new_empty
 
     def new_empty(self, *shape, dtype=None, **options):

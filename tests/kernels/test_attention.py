@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minilava_kernels.attention import attention, attention_reference
-from tests.numerics import assert_within, with_threads
+from tests.kernels.interpreter import DEVICE
+from tests.numerics import assert_all_within, assert_within, with_threads
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def i32(values):
@@ -25,10 +30,10 @@ def make(queries, keys, heads, kv_heads, dim, dtype=torch.float32, gap=2):
     return q, k, v, i32([0, *torch.tensor(queries).cumsum(0).tolist()]), i32(starts), i32(keys)
 
 
-def check(args, causal, **options):
+def check(args, causal, impl="native", max_q=None, max_k=None, **options):
     q, k, v, *rest = args
     assert_within(
-        attention(*args, causal, impl="native", **options),
+        attention(*args, causal, max_q, max_k, impl=impl, **options),
         attention_reference(*args, causal, **options),
         attention_reference(q.double(), k.double(), v.double(), *rest, causal, **options),
     )
@@ -196,3 +201,132 @@ def test_offsets_outside_the_tensors_are_refused():
             attention(q, k, v, *bad, True, impl="native")
     with pytest.raises(ValueError, match="int32"):
         attention(q, k, v, cu.long(), start, length, True, impl="native")
+
+
+def on_device(args):
+    return [x.to(DEVICE) for x in args]
+
+
+TRITON = [
+    ([130, 0, 1, 5], [150, 3, 90, 2], 2, 1, 64),  # two blocks of queries, no query, one, some that see no key
+    ([40, 1, 2], [40, 0, 70], 2, 2, 72),
+    ([9, 3], [75, 64], 7, 1, 80),
+    ([20, 3], [20, 70], 2, 1, 128),
+    ([17, 2], [19, 1], 3, 3, 16),
+    ([5], [3], 1, 1, 36),
+]
+
+
+@pytest.mark.parametrize("case", TRITON)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_triton_matches_float64(case, causal, dtype):
+    check(on_device(make(*case, dtype=dtype)), causal, impl="triton")
+
+
+def test_triton_scale_large_scores_and_strided_views():
+    q, k, v, *rest = make([50, 1], [50, 90], 2, 2, 64)
+    both = torch.stack([k, v], 1)
+    check(on_device((q, k, v, *rest)), True, impl="triton", scale=8.0)
+    check([q.to(DEVICE), *both.to(DEVICE).unbind(1), *on_device(rest)], True, impl="triton")
+
+
+TRITON_PACKED = [
+    ([130, 0, 1], 2, 1, 64),
+    ([66, 9], 2, 2, 72),
+    ([40, 1], 7, 1, 80),
+    ([70, 3], 2, 1, 128),
+    ([17, 0, 2], 3, 3, 16),
+    ([4, 1], 1, 1, 36),
+]
+
+
+def triton_inputs(case):
+    (q, k, v, _), (cu, _, lengths) = packed(*case)
+    cu = cu.to(DEVICE)
+    return on_device((q, k, v)), (cu, cu[:-1], lengths.to(DEVICE))
+
+
+@pytest.mark.parametrize("case", TRITON_PACKED)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_triton_gradients(case, causal, dtype):
+    inputs, offsets = triton_inputs(case)
+    assert_all_within(
+        lambda *x: attention(*x, *offsets, causal, impl="triton"),
+        lambda *x: attention_reference(*x, *offsets, causal),
+        inputs,
+        dtype,
+    )
+
+
+def test_triton_gradients_are_the_derivatives():
+    (q, k, v), offsets = triton_inputs(([2, 1], 2, 1, 2))
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    for causal in (True, False):
+        assert torch.autograd.gradcheck(lambda *x, c=causal: attention(*x, *offsets, c, impl="triton"), leaves)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 70), st.integers(0, 140)), min_size=1, max_size=2),
+    st.sampled_from([(1, 1), (2, 1), (3, 1), (2, 2)]),
+    st.sampled_from([8, 24, 64, 72, 100]),
+    st.booleans(),
+    st.sampled_from(FLOATS[1:]),
+)
+def test_triton_takes_any_lengths_heads_and_dims(lengths, heads, dim, causal, dtype):
+    check(on_device(make(*zip(*lengths, strict=True), *heads, dim, dtype)), causal, impl="triton")
+
+
+def test_triton_writes_all_of_its_results_and_nothing_else(poisoned):
+    q, k, v, cu, start, length = on_device(make([30, 0, 5], [30, 4, 150], 2, 1, 72, torch.float16))
+    unused = torch.ones(len(k), dtype=torch.bool, device=DEVICE)
+    for s, n in zip(start.tolist(), length.tolist(), strict=True):
+        unused[s : s + n] = False
+    k[unused] = v[unused] = float("nan")  # the rest of a cache may hold anything
+    check((q, k, v, cu, start, length), True, impl="triton")
+    inputs, offsets = triton_inputs(([3, 0, 70], 2, 1, 24))
+    grads = gradients((*inputs, torch.ones_like(inputs[0])), offsets, True, impl="triton")
+    assert not any(g.isnan().any() for g in grads)
+
+
+def test_triton_gives_the_same_bits_alone_and_in_a_batch():
+    lengths = [70, 1, 140]
+    (q, k, v), (cu, start, length) = triton_inputs((lengths, 2, 1, 64))
+    q, k, v = (x.half() for x in (q, k, v))
+    whole = gradients((q, k, v, q), (cu, start, length), True, impl="triton")
+    out = attention(q, k, v, cu, start, length, True, impl="triton")
+    for s, n in enumerate(lengths):
+        rows = slice(int(cu[s]), int(cu[s + 1]))
+        one = torch.tensor([0, n], dtype=torch.int32, device=DEVICE)
+        own = [x[rows] for x in (q, k, v)]
+        assert torch.equal(attention(*own, one, one[:-1], one.diff(), True, impl="triton"), out[rows])
+        alone = gradients((*own, q[rows]), (one, one[:-1], one.diff()), True, impl="triton")
+        assert all(torch.equal(a, b[rows]) for a, b in zip(alone, whole, strict=True))
+
+
+def test_triton_log_sum_exp():
+    q, k, v, *spans = on_device(make([3, 4], [5, 2], 2, 1, 16))
+    _, lse = torch.ops.minilava.attention(q, k, v, *spans, True, 4, 0.5, "triton")
+    hidden = torch.ones(3, 5, dtype=torch.bool, device=DEVICE).triu(5 - 3 + 1)
+
+    def plain(q, k):
+        scores = torch.einsum("qhk,rk->qhr", q[:3], k[spans[1][0] :][:5, 0]) * 0.5
+        return scores.masked_fill(hidden[:, None], float("-inf")).logsumexp(2)
+
+    assert_within(lse[:3], plain(q, k), plain(q.double(), k.double()))
+    assert lse[3:5].eq(float("-inf")).all() and lse[5:].isfinite().all()
+
+
+def test_triton_refuses_what_it_cannot_compute():
+    q, k, v, *spans = on_device(make([2], [3], 2, 1, 16))
+    for bad in ((q, k[:, :, :8], v[:, :, :8]), (q.half(), k, v)):
+        with pytest.raises(ValueError, match="fit"):
+            attention(*bad, *spans, True, impl="triton")
+    with pytest.raises(ValueError, match="above 0"):
+        attention(q, k, v, *spans, True, scale=-1.0, impl="triton")
+    with pytest.raises(ValueError, match="128"):
+        attention(*(x.repeat(1, 1, 9) for x in (q, k, v)), *spans, True, impl="triton")
+    with pytest.raises(ValueError, match="packed"):
+        attention(q.requires_grad_(), k, v, *spans, True, impl="triton")

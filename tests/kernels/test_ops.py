@@ -3,9 +3,15 @@
 import pytest
 import torch
 
+import minilava_kernels.attention
+import minilava_kernels.cross_entropy
+import minilava_kernels.decode_attention
+import minilava_kernels.linear_q
 import minilava_kernels.norm
 import minilava_kernels.pool
+import minilava_kernels.projector
 import minilava_kernels.rope_kv
+import minilava_kernels.sample
 import minilava_kernels.splice
 import minilava_kernels.swiglu  # noqa: F401
 from tests.kernels.interpreter import DEVICE
@@ -41,6 +47,31 @@ def cases():
     for grad in (True, False):
         x = leaf(4, 12, grad=grad), ids, rows, source, leaf(6, 12, grad=grad), taps, weights, taps, leaf(12, grad=grad)
         yield ("splice", (*x, "triton")) if grad else ("splice_backward", (*x, leaf(5, 12, grad=False), "triton"))
+    weights = [leaf(*s, grad=False) for s in ((6, 8), (6,), (4, 6), (4,))]
+    yield "projector", (leaf(2, 3, 8), *(w.clone().requires_grad_() for w in weights), "triton")
+    for need_dx in (True, False):
+        x = leaf(3, 8, grad=False), leaf(3, 6, grad=False), weights[0], weights[2], leaf(3, 4, grad=False)
+        yield "projector_backward", (*x, need_dx, "triton")
+    targets = torch.tensor([3, 0, 9], device=DEVICE)
+    for impl in ("chunked", "triton"):
+        yield "cross_entropy", (leaf(3, 8), leaf(10, 8), targets, impl)
+        x = leaf(3, 8, grad=False), leaf(10, 8, grad=False), targets, leaf(3, grad=False), leaf(3, grad=False)
+        yield "cross_entropy_backward", (*x, True, impl == "triton", impl)
+    for form, impl in (((8,), "gemv"), ((4, 32), "gemm"), ((4, 32, True), "triton")):
+        q = minilava_kernels.linear_q.quantize(leaf(5, 64, grad=False), *form)
+        yield "linear_q", (leaf(2, 3, 64), q.values, q.scales, q.zeros, leaf(5), q.bits, q.group, impl)
+    for impl in ("reference", "triton"):
+        ones, zeros = torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE, dtype=torch.int64)
+        yield "sample", (leaf(2, 9, grad=False), ones, zeros + 5, ones / 2, ones / 9, zeros, zeros, impl)
+    cu = torch.tensor([0, 3, 3, 5], dtype=torch.int32, device=DEVICE)
+    for impl in IMPLS:
+        yield "attention", (leaf(5, 4, 8), leaf(5, 2, 8), leaf(5, 2, 8), cu, cu[:-1], cu.diff(), True, 3, 0.3, impl)
+        x = [leaf(*s, grad=False) for s in ((5, 4, 8), (5, 4, 8), (5, 2, 8), (5, 2, 8), (5, 4, 8), (5, 4))]
+        yield "attention_backward", (*x, cu, True, 3, 0.3, impl)
+    x = [leaf(*s, grad=False) for s in ((3, 4, 8), (5, 2, 8), (5, 2, 8), (2, 16, 2, 8), (2, 16, 2, 8))]
+    table = torch.tensor([[0, 1], [1, 0], [0, 0]], dtype=torch.int32, device=DEVICE)
+    yield "decode_attention", (*x[:3], cu[:-1], cu.diff(), 3, None, 0.3, "triton")
+    yield "decode_attention", (x[0], *x[3:], None, cu.diff(), 3, table, 0.3, "triton")
 
 
 CASES = list(cases())
