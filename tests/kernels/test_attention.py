@@ -208,10 +208,10 @@ def on_device(args):
 
 
 TRITON = [
-    ([130, 0, 1, 5], [150, 3, 90, 2], 2, 1, 64),  # two blocks of queries, no query, one, some that see no key
+    ([130, 0, 1, 5], [131, 3, 90, 2], 2, 1, 64),  # two blocks of queries, no query, one, some that see no key
     ([40, 1, 2], [40, 0, 70], 2, 2, 72),
     ([9, 3], [75, 64], 7, 1, 80),
-    ([20, 3], [20, 70], 2, 1, 128),
+    ([20, 3], [20, 65], 2, 1, 128),  # the first of the three queries sees a block of keys less one
     ([17, 2], [19, 1], 3, 3, 16),
     ([5], [3], 1, 1, 36),
 ]
