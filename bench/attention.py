@@ -89,7 +89,7 @@ def cases(device, dtype):
         triton, plain, flash = (partial(attention, impl=impl) for impl in ("triton", "reference", "torch"))
         flops = 4 * s * heads * dim * n * n / (2 if causal else 1)
         moved = 2 * q.nbytes + 2 * k.nbytes
-        yield micro.Case(name, triton, plain, inputs, moved, flops, library=flash, compiled=False)
+        yield micro.Case(name, triton, plain, inputs, moved, flops, peer=flash, compiled=False)
 
 
 def main():

@@ -27,7 +27,7 @@ FLUSH = 1 << 29  # bytes: several times the last-level cache
 class Case:
     """ours(*inputs) and plain(*inputs) compute the same. bytes: what must move; flops: of matrix products.
 
-    library: a specialised implementation, same inputs. Each may give a tensor or several.
+    peer: a specialised library's, same inputs. Each may give a tensor or several.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Case:
     inputs: tuple
     bytes: float
     flops: float = 0
-    library: Callable | None = None
+    peer: Callable | None = None
     compiled: bool = True
 
 
@@ -93,8 +93,8 @@ def rows(cases: Iterable[Case], device: str, repeats: int = 50) -> Iterator[dict
         calls = {"ours": case.ours, "plain": case.plain}
         if device == "cuda" and case.compiled:
             calls["compile"] = torch.compile(case.plain, dynamic=False)
-        if case.library is not None:
-            calls["library"] = case.library
+        if case.peer is not None:
+            calls["peer"] = case.peer
         bound = {name: partial(f, *case.inputs) for name, f in calls.items()}
         if device == "cuda":
             times = gpu_times(bound, repeats)

@@ -22,7 +22,7 @@ def cases(device: str, dtype: torch.dtype):
         x, r, w = (torch.randn(*s, device=device).to(dtype) for s in ((rows, dim), (rows, dim), (dim,)))
         name = f"RMS norm {rows} x {dim}"
         yield micro.Case(name, lambda x, w: rms_norm(x, w, EPS), lambda x, w: rms_norm_reference(x, w, EPS), (x, w),
-                         2 * x.nbytes, library=lambda x, w: F.rms_norm(x, w.shape, w, EPS))  # fmt: skip
+                         2 * x.nbytes, peer=lambda x, w: F.rms_norm(x, w.shape, w, EPS))  # fmt: skip
         yield micro.Case(name + " + residual", lambda x, r, w: rms_norm(x, w, EPS, residual=r), _add, (x, r, w),
                          4 * x.nbytes)  # fmt: skip
 

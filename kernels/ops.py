@@ -1,4 +1,4 @@
-"""How the operations of this package are registered with PyTorch (torch.library), namespace ``minilava``.
+"""How the operations of this package are registered with PyTorch, namespace ``minilava``.
 
 An operation names its implementation in its last argument, so that tests can force any of them on any device. Eager
 inference calls the implementations directly: the dispatcher costs more than a small kernel on a CPU. Training and
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import library
 
-LIBRARY = torch.library.Library("minilava", "DEF")
+LIBRARY = library.Library("minilava", "DEF")
 
 
 def register(
@@ -24,9 +25,9 @@ def register(
     name = schema.partition("(")[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"minilava::{name}", fake, lib=LIBRARY)
+    library.register_fake(f"minilava::{name}", fake, lib=LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(f"minilava::{name}", backward, setup_context=keep, lib=LIBRARY)
+        library.register_autograd(f"minilava::{name}", backward, setup_context=keep, lib=LIBRARY)
 
 
 def registered(*tensors: torch.Tensor | None) -> bool:

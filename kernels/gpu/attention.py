@@ -140,6 +140,16 @@ def attend(
 
 
 @triton.jit
+def segment(CU, s, CAUSAL: tl.constexpr):
+    """This program's block of queries, and the first row and the length of its segment."""
+    block = tl.program_id(0)
+    if CAUSAL:
+        block = tl.num_programs(0) - 1 - block  # the longest walks first
+    first = tl.load(CU + s).to(tl.int64)
+    return block, first, (tl.load(CU + s + 1) - first).to(tl.int32)
+
+
+@triton.jit
 def span(block, n, keys, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Of a block of queries: how many keys each sees, how many keys all of them see (whole blocks), and the most."""
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -157,11 +167,7 @@ def attention_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head, s = tl.program_id(1), tl.program_id(2)
-    block = tl.program_id(0)
-    if CAUSAL:
-        block = tl.num_programs(0) - 1 - block  # the longest walks first
-    first = tl.load(CU_Q + s).to(tl.int64)
-    n = (tl.load(CU_Q + s + 1) - first).to(tl.int32)
+    block, first, n = segment(CU_Q, s, CAUSAL)
     if block * BLOCK_M >= n:
         return
     start, keys = tl.load(K_START + s).to(tl.int64), tl.load(K_LEN + s)
@@ -271,11 +277,7 @@ def dq_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     head, s = tl.program_id(1), tl.program_id(2)
-    block = tl.program_id(0)
-    if CAUSAL:
-        block = tl.num_programs(0) - 1 - block
-    first = tl.load(CU + s).to(tl.int64)
-    n = (tl.load(CU + s + 1) - first).to(tl.int32)
+    block, first, n = segment(CU, s, CAUSAL)
     if block * BLOCK_M >= n:
         return
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)

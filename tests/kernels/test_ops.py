@@ -1,7 +1,8 @@
-"""Every registered operation against torch.library's own checks: schema, shapes without data, gradients, tracing."""
+"""Every registered operation against PyTorch's own checks: schema, shapes without data, gradients, tracing."""
 
 import pytest
 import torch
+from torch import library
 
 import minilava_kernels.attention
 import minilava_kernels.cross_entropy
@@ -79,7 +80,7 @@ CASES = list(cases())
 
 @pytest.mark.parametrize("name, arguments", CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
 def test_operator(name, arguments):
-    torch.library.opcheck(getattr(torch.ops.minilava, name).default, arguments)
+    library.opcheck(getattr(torch.ops.minilava, name).default, arguments)
 
 
 def test_none_is_left_out():
