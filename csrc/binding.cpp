@@ -1,9 +1,12 @@
 // Python bindings of the CPU extension: raw addresses in, nothing allocated, the GIL released around the work.
 // Shapes, dtypes and contiguity are checked by the Python callers in kernels/.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "cpu/attention.h"
+#include "cpu/decoder_i8.h"
 #include "cpu/linear.h"
+#include "cpu/linear_i8.h"
 #include "cpu/ops.h"
 #include "cpu/rowwise.h"
 #include "cpu/simd.h"
@@ -57,6 +60,60 @@ void bind_linear(py::module_& m) {
                         is_bf16);
         },
         without_gil);
+}
+
+void bind_linear_i8(py::module_& m) {
+    m.def(
+        "linear_i8",
+        [](uintptr_t x, uintptr_t weight, uintptr_t scales, uintptr_t bias, uintptr_t residual, uintptr_t y, long rows,
+           long n, long width, long k, long group, int bits, bool gelu_tanh) {
+            linear_i8(at<float>(x), width,
+                      {at<uint8_t>(weight), at<uint16_t>(scales), nullptr, nullptr, nullptr, at<float>(bias),
+                       at<float>(residual), at<float>(y), rows, n, k, group, bits,
+                       gelu_tanh ? Activation::kGeluTanh : Activation::kNone});
+        },
+        without_gil);
+    m.def(
+        "dequantize_rows",
+        [](uintptr_t weight, uintptr_t scales, uintptr_t ids, uintptr_t y, long rows, long width, long k, long group,
+           int bits) {
+            dequantize_rows(at<uint8_t>(weight), at<uint16_t>(scales), at<int64_t>(ids), at<float>(y), rows, width, k,
+                            group, bits);
+        },
+        without_gil);
+}
+
+// (values, scales, bias, n, width, k, group, bits)
+using Matrix = std::tuple<uintptr_t, uintptr_t, uintptr_t, long, long, long, long, int>;
+
+MatrixI8 matrix(const Matrix& m) {
+    return {at<uint8_t>(std::get<0>(m)), at<uint16_t>(std::get<1>(m)), at<float>(std::get<2>(m)), std::get<3>(m),
+            std::get<4>(m), std::get<5>(m), std::get<6>(m), std::get<7>(m)};
+}
+
+void bind_decoder_i8(py::module_& m) {
+    py::class_<DecoderI8>(m, "DecoderI8")
+        .def(py::init<long, long, long, float>())
+        .def("add",
+             [](DecoderI8& d, uintptr_t norm1, uintptr_t norm2, const std::array<Matrix, 7>& w) {
+                 d.blocks.push_back({at<float>(norm1), at<float>(norm2), matrix(w[0]), matrix(w[1]), matrix(w[2]),
+                                     matrix(w[3]), matrix(w[4]), matrix(w[5]), matrix(w[6])});
+             })
+        .def(
+            "run",
+            [](const DecoderI8& d, uintptr_t x, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
+               uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences, long lasts,
+               long table_rows, long cache_rows, float scale, const std::vector<uintptr_t>& keys,
+               const std::vector<uintptr_t>& values) {
+                std::vector<float*> k, v;
+                for (const uintptr_t p : keys) k.push_back(at<float>(p));
+                for (const uintptr_t p : values) v.push_back(at<float>(p));
+                d.run({at<float>(x), at<float>(cos), at<float>(sin), at<int64_t>(positions), at<int64_t>(slots),
+                       at<int32_t>(cu_q), at<int32_t>(k_start), at<int32_t>(k_len), at<int64_t>(last), rows, sequences,
+                       lasts, table_rows, cache_rows, scale},
+                      k, v);
+            },
+            without_gil);
 }
 
 void bind_attention(py::module_& m) {
@@ -151,6 +208,8 @@ PYBIND11_MODULE(_C, m) {
     bind_simd(m);
     bind_preprocess(m);
     bind_linear(m);
+    bind_linear_i8(m);
+    bind_decoder_i8(m);
     bind_attention(m);
     bind_norm(m);
     bind_rope_kv(m);

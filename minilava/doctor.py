@@ -46,9 +46,11 @@ PLAIN = {
     ("cpu", "pool"): "a few per cent of the time of a picture",
     ("cpu", "splice"): "a few per cent of the time of a picture",
     ("cpu", "projector"): "two products, as linear",
-    ("cpu", "linear_q"): "weights are dequantised; nothing calls it on a CPU yet",
+    ("cpu", "linear_q"): "weights are dequantised; quantised models take linear_i8 on a CPU",
     ("cpu", "sample"): "one sort of a row, from the host",
     ("cuda", "linear, one row"): "cuBLAS",
+    ("cuda", "linear_i8"): "for CPUs",
+    ("cuda", "decoder_i8"): "for CPUs",
     ("cuda", "linear, many rows"): "cuBLAS",
     ("cuda", "linear, training"): "cuBLAS",
 }
@@ -63,6 +65,8 @@ def operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     def linears(rows: int, learns: bool = False, **options: Tensor) -> str:
         return linear.implementation(t(rows, 64, learns=learns), t(64, 64), **options)
 
+    # Quantised models run on a CPU, in float32, whatever dtype float ones have.
+    quantised = "native" if device.type == "cpu" and _native() else "reference"
     with torch.enable_grad():
         return {
             "preprocess": "cuda" if device.type == "cuda" else "native" if _native() else "reference",
@@ -80,6 +84,8 @@ def operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
             "linear, + residual": linears(1, residual=t(1, 64)),
             "linear, training": linears(512, learns=True),
             "linear_q": linear_q.implementation(t(1, 64)),
+            "linear_i8": quantised,
+            "decoder_i8": quantised,
             "cross_entropy": cross_entropy.implementation(t(1, 64)),
             "sample": sample.implementation(device),
         }

@@ -51,6 +51,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path} is not a checkpoint directory: pass the folder that holds config.json")
     files = tuple(find_files(path))
     config = ModelConfig.load(path)
+    if "quantization" in read_json(path / "config.json").get("minilava", {}):
+        raise UserError(f"{path} is quantised, which generation alone can use: pass the float checkpoint it came from")
     entries: dict[str, Entry] = {}
     unknown = []
     for file in files:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import IGNORE, ModelConfig
+from minilava.model.linear import QuantizedEmbedding
 from minilava.model.projector import Projector
 from minilava.model.qwen import Qwen, Segments
 from minilava.model.siglip import SigLIP
@@ -31,7 +32,7 @@ class LLaVA(nn.Module):
 
     def encode(self, patches: Tensor, progress: Callable = lambda items, _what: items) -> Tensor:
         """patches (V, P, C) -> projected features (V, P, D). progress wraps the loop over passes, as tqdm does."""
-        patches = patches.to(self.dtype or self.projector.fc1.weight.dtype)
+        patches = patches.to(self.dtype or self.text.norm.weight.dtype)
         if torch.is_grad_enabled():  # a training batch is one pass: its activations are kept in any case
             return self.projector(self.vision(patches))
         step = VIEWS_PER_PASS[patches.device.type]
@@ -41,20 +42,25 @@ class LLaVA(nn.Module):
     @torch.no_grad()
     def see(self, patches: Tensor) -> Tensor:
         """patches (V, P, C) -> what a frozen tower says of them, (V, P, Dv): Packed.tower."""
-        patches = patches.to(self.dtype or self.projector.fc1.weight.dtype)
+        patches = patches.to(self.dtype or self.text.norm.weight.dtype)
         step = VIEWS_PER_PASS[patches.device.type]
         return torch.cat([self.vision(patches[i : i + step]) for i in range(0, len(patches), step)])
 
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the features spliced in: (T, D)."""
         if packed.splice_rows is None:
-            x = nn.functional.embedding(packed.ids, self.text.embed.weight)
+            x = self.text.embed(packed.ids)
             return x if self.dtype is None else x.to(self.dtype)
         features = packed.features
         if features is None:
             features = self.encode(packed.patches) if packed.tower is None else self.projector(packed.tower)
+        table, ids = self.text.embed, packed.ids
+        if isinstance(table, QuantizedEmbedding):
+            table, ids = table(ids), torch.arange(len(ids))
+        else:
+            table = table.weight
         return splice(
-            self.text.embed.weight, packed.ids, packed.splice_rows, packed.splice_source, features.flatten(0, -2),
+            table, ids, packed.splice_rows, packed.splice_source, features.flatten(0, -2),
             packed.mix_taps, packed.mix_weights, packed.max_taps, self.newline,
         )  # fmt: skip
 

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import TextConfig
+from minilava.model.linear import Linear, QuantizedEmbedding, QuantizedLinear
 from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
+from minilava_kernels.decoder_i8 import Decoder
 from minilava_kernels.linear import linear
+from minilava_kernels.linear_i8 import implementation, linear_i8
 from minilava_kernels.norm import rms_norm
 from minilava_kernels.rope_kv import rope, rope_kv
 from minilava_kernels.swiglu import swiglu
@@ -45,15 +48,6 @@ class Segments:
         """The same keys, but one query per sequence in ``rows``: the last row of each."""
         cu = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
         return Segments(cu, self.starts, self.lengths, 1, self.max_k)
-
-
-class Linear(nn.Linear):
-    """A linear of a block, which others may stand in for (adapters, quantised weights). Called seven times per layer
-    and token: nn.Module's own call, with its search for hooks, is left out."""
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x W^T + bias + residual."""
-        return linear(x, self.weight, self.bias, residual=residual)
 
 
 class Block(nn.Module):
@@ -110,9 +104,10 @@ class Qwen(nn.Module):
         self.embed = nn.Embedding(config.vocab_rows, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.eps)
-        self.head = None if config.tied else nn.Linear(config.width, config.vocab_rows, bias=False)
+        self.head = None if config.tied else Linear(config.width, config.vocab_rows, bias=False)
         self.recompute = "none"  # see model.recompute
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._decoder: Decoder | None = None  # quantised blocks in one call, made at the first
 
     def forward(
         self,
@@ -125,6 +120,10 @@ class Qwen(nn.Module):
         """x: embeddings (T, D); positions: int64 (T,). Returns the normed hidden rows, (T, D), or (S, D) for ``last``.
         ``last`` must hold the last row of every sequence of the segments."""
         cos, sin = self.rotary_tables(x)
+        if cache is not None and (native := self._native(x)) is not None:
+            s = segments
+            x = native(x, cos, sin, positions, s.slots, s.cu, s.starts, s.lengths, cache, last)
+            return rms_norm(x, self.norm.weight, self.config.eps)
         if cache is None:
             cos, sin = cos[positions], sin[positions]
         for i, block in enumerate(self.blocks):
@@ -134,9 +133,25 @@ class Qwen(nn.Module):
             x = run_block(block, self.recompute, *args)
         return rms_norm(x, self.norm.weight, self.config.eps)
 
+    def _native(self, x: Tensor) -> Decoder | None:
+        """All blocks in one call, where they are quantised and this machine has the kernels."""
+        if self._decoder is None and implementation() == "native":
+            linears = [[getattr(b, n) for n in ("q", "k", "v", "o", "gate", "up", "down")] for b in self.blocks]
+            if all(isinstance(m, QuantizedLinear) for row in linears for m in row):
+                blocks = [
+                    (b.norm1.weight, b.norm2.weight, [(m.panels, m.bias) for m in row])
+                    for b, row in zip(self.blocks, linears, strict=True)
+                ]
+                self._decoder = Decoder(blocks, self.config.heads, self.config.kv_heads, self.config.eps)
+        return self._decoder
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V) in the weights' dtype; V counts the rows on disk."""
-        return linear(hidden, self.output_weight)
+        if self.head is not None:
+            return self.head(hidden)
+        if isinstance(self.embed, QuantizedEmbedding):
+            return linear_i8(hidden, self.embed.panels)
+        return linear(hidden, self.embed.weight)
 
     @property
     def output_weight(self) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import VisionConfig
+from minilava.model.linear import Linear
 from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
 from minilava_kernels.linear import linear
@@ -24,18 +25,17 @@ class Block(nn.Module):
         d = config.width
         self.eps, self.heads, self.head_dim = config.eps, config.heads, config.head_dim
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
-        self.fc1, self.fc2 = nn.Linear(d, config.mlp_width), nn.Linear(config.mlp_width, d)
+        self.q, self.k, self.v, self.out = (Linear(d, d) for _ in range(4))
+        self.fc1, self.fc2 = Linear(d, config.mlp_width), Linear(config.mlp_width, d)
 
     def forward(self, x: Tensor, cu: Tensor, starts: Tensor, lengths: Tensor, patches: int) -> Tensor:
         """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block."""
         n = layer_norm(x, self.norm1.weight, self.norm1.bias, self.eps)
-        q, k, v = (linear(n, m.weight, m.bias).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
+        q, k, v = (m(n).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
         a = attention(q, k, v, cu, starts, lengths, causal=False, max_q=patches, max_k=patches)
-        a = linear(a.reshape(x.shape), self.out.weight, self.out.bias)
+        a = self.out(a.reshape(x.shape))
         n, x = layer_norm(a, self.norm2.weight, self.norm2.bias, self.eps, residual=x)
-        n = linear(n, self.fc1.weight, self.fc1.bias, activation="gelu_tanh")
-        return linear(n, self.fc2.weight, self.fc2.bias, residual=x)
+        return self.fc2(self.fc1(n, activation="gelu_tanh"), residual=x)
 
 
 class SigLIP(nn.Module):

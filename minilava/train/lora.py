@@ -21,8 +21,8 @@ from minilava.checkpoint.shard import opened
 from minilava.checkpoint.writer import write_json
 from minilava.config import read_json
 from minilava.errors import UserError
+from minilava.model.linear import Linear
 from minilava.model.llava import LLaVA
-from minilava.model.qwen import Linear
 from minilava.train.weights import load_for_training, with_unused, write_model
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")

@@ -7,6 +7,7 @@ from torch import library
 import minilava_kernels.attention
 import minilava_kernels.cross_entropy
 import minilava_kernels.decode_attention
+import minilava_kernels.linear_i8
 import minilava_kernels.linear_q
 import minilava_kernels.norm
 import minilava_kernels.pool
@@ -61,6 +62,8 @@ def cases():
     for form, impl in (((8,), "gemv"), ((4, 32), "gemm"), ((4, 32, True), "triton")):
         q = minilava_kernels.linear_q.quantize(leaf(5, 64, grad=False), *form)
         yield "linear_q", (leaf(2, 3, 64), q.values, q.scales, q.zeros, leaf(5), q.bits, q.group, impl)
+    p = minilava_kernels.linear_i8.pack(torch.randn(5, 64), 8)
+    yield "linear_i8", (torch.randn(2, 3, 64), p.values, p.scales, None, torch.randn(2, 3, 5), p.n, p.bits, "gelu_tanh")
     for impl in ("reference", "triton"):
         ones, zeros = torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE, dtype=torch.int64)
         yield "sample", (leaf(2, 9, grad=False), ones, zeros + 5, ones / 2, ones / 9, zeros, zeros, impl)

@@ -1,0 +1,42 @@
+// All blocks of a quantised decoder in one call: what a decoding step costs beside its products is mostly being called.
+#pragma once
+#include <vector>
+
+#include "cpu/linear_i8.h"
+
+struct MatrixI8 {
+    const uint8_t* values;
+    const uint16_t* scales;
+    const float* bias;  // (n) or null
+    long n, width, k, group;  // as in linear_i8.h: k is width rounded up to whole groups
+    int bits;
+};
+
+struct DecoderBlockI8 {
+    const float *norm1, *norm2;
+    MatrixI8 q, k, v, o, gate, up, down;
+};
+
+class DecoderI8 {
+  public:
+    DecoderI8(long heads, long kv_heads, long dim, float eps) : heads(heads), kv_heads(kv_heads), dim(dim), eps(eps) {}
+
+    struct Batch {
+        float* x;                         // (rows, width): embeddings in; hidden rows out, `lasts` of them if not 0
+        const float *cos, *sin;           // (positions, dim / 2)
+        const int64_t *positions, *slots;  // (rows): row of the tables, row of the caches
+        const int32_t *cu_q, *k_start, *k_len;  // as in attention.h
+        const int64_t* last;              // (lasts): the last row of every sequence, the only ones wanted
+        long rows, sequences, lasts, table_rows, cache_rows;
+        float scale;
+    };
+    // caches: keys and values of every block, (cache_rows, kv_heads, dim). Throws as rope_kv and attention do.
+    void run(const Batch& b, const std::vector<float*>& keys, const std::vector<float*>& values) const;
+
+    std::vector<DecoderBlockI8> blocks;
+
+  private:
+    void block(const DecoderBlockI8& w, const Batch& b, float* keys, float* values, bool final) const;
+    const long heads, kv_heads, dim;
+    const float eps;
+};

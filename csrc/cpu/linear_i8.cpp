@@ -1,0 +1,57 @@
+// Picks the instruction set for linear_i8 and divides its work among threads.
+#include "cpu/linear_i8.h"
+
+#include <omp.h>
+
+#include <vector>
+
+#include "cpu/simd.h"
+#define SIMD_FILE "cpu/linear_i8.inc"
+#include "cpu/each_simd.h"
+
+void quantize_rows(const QuantizeRows& a) {
+    const auto row = SIMD_PICK(quantize_row);
+#pragma omp parallel for schedule(static) if (a.m * a.k > 1 << 15)
+    for (long m = 0; m < a.m; ++m) row(a, m);
+}
+
+void linear_i8(const LinearI8& a) {
+    const auto run = SIMD_PICK(linear_i8);
+    const long pairs = ((a.n + PANEL - 1) / PANEL + 1) / 2, panels = (a.n + PANEL - 1) / PANEL;
+#pragma omp parallel if (a.m * a.n * a.k > 1 << 16)
+    {
+        const long t = omp_get_thread_num(), threads = omp_get_num_threads();
+        const long begin = 2 * (pairs * t / threads), end = 2 * (pairs * (t + 1) / threads);
+        run(a, begin, end < panels ? end : panels);
+    }
+}
+
+void linear_i8(const float* x, long width, LinearI8 a) {
+    static thread_local std::vector<int8_t> values;
+    static thread_local std::vector<float> scales;
+    static thread_local std::vector<int32_t> sums;
+    values.resize(a.m * a.k);
+    scales.resize(a.m * (a.k / a.group));
+    sums.resize(scales.size());
+    quantize_rows({x, values.data(), scales.data(), sums.data(), a.m, width, a.k, a.group, a.bits});
+    a.x = values.data(), a.x_scales = scales.data(), a.x_sums = sums.data();
+    linear_i8(a);
+}
+
+void dequantize_rows(const uint8_t* weight, const uint16_t* scales, const int64_t* ids, float* y, long m, long width,
+                     long k, long group, int bits) {
+    const long groups = k / group;
+    for (long i = 0; i < m; ++i) {
+        const long panel = ids[i] / PANEL, lane = ids[i] % PANEL;
+        const uint8_t* w = weight + panel * (k * PANEL * bits / 8);
+        for (long j = 0; j < width; ++j) {
+            const long quad = bits == 8 ? j / 4 : j / 8;
+            const uint8_t byte = w[(quad * PANEL + lane) * 4 + j % 4];
+            const int value = bits == 8 ? byte - 128 : (j % 8 < 4 ? byte & 15 : byte >> 4) - 8;
+            const uint32_t bits_of_scale = uint32_t(scales[(panel * groups + j / group) * PANEL + lane]) << 16;
+            float scale;
+            memcpy(&scale, &bits_of_scale, 4);
+            y[i * width + j] = value * scale;
+        }
+    }
+}

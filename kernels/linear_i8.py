@@ -1,0 +1,160 @@
+"""Linear layer in integers for a CPU: weights of 8 or 4 bits in groups, activations rounded to 8 bits as they come in.
+
+For M rows and a weight of N x K: 2 M N K integer operations (four times the float32 rate with AVX-512 VNNI) over
+N K bits / 8 bytes, read once for up to a few dozen rows. A group of k shares one scale, in a row of the weight and in a
+row of x: an outlier costs its own group its precision and no other. Sums over a group are exact (int32) and are added
+up in the order of the groups: a row's result is the same bits alone, among others and with any number of threads.
+
+N outputs, K inputs, G groups of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from minilava_kernels.linear import activate
+from minilava_kernels.ops import register
+
+try:
+    from minilava import _C
+except ImportError:
+    _C = None
+
+LAYOUT = "panels16-v1"  # of the bytes below, written into checkpoints; csrc/cpu/linear_i8.h says it in full
+PANEL = 16
+GROUPS = {8: 64, 4: 32}  # values per scale: at 8 bits 3 % of the bytes are scales, at 4 bits 11 %
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A weight (N, K), in the order in which the kernel reads it.
+
+    values: uint8 (N / 16, K' / 4, 16, 4) at 8 bits, (N / 16, K' / 8, 16, 4) at 4: a quad of a row's values, then the
+    next row's; at 4 bits an even quad in the low halves and the next in the high ones. K' and N / 16 are rounded up.
+    scales: bfloat16 (N / 16, G, 16). A value stands for scale * (stored - 128), or - 8.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    n: int
+    k: int
+    bits: int
+
+    @property
+    def group(self) -> int:
+        return self.values.shape[1] * (32 // self.bits) // self.scales.shape[1]
+
+
+def shapes(n: int, k: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the values and the scales of a weight (n, k)."""
+    panels, groups = -(-n // PANEL), -(-k // GROUPS[bits])
+    return (panels, groups * GROUPS[bits] * bits // 32, PANEL, 4), (panels, groups, PANEL)
+
+
+def pack(weight: torch.Tensor, bits: int, group: int | None = None) -> Panels:
+    """weight (N, K) -> the nearest values of 8 or 4 bits, symmetric. group: a multiple of 32. ValueError otherwise."""
+    group = group or GROUPS.get(bits, 0)
+    if bits not in GROUPS or group < 32 or group % 32:
+        raise ValueError(f"pack: no format of {bits} bits in groups of {group}")
+    n, k = weight.shape
+    w = F.pad(weight.float(), (0, -k % group, 0, -n % PANEL)).view(-1, (k + group - 1) // group, group)
+    limit = 127 if bits == 8 else 7
+    exact = w.abs().amax(2) / limit
+    scales = exact.bfloat16()
+    # Rounded up, so that no value is cut off. The next larger bfloat16 has the next larger bits.
+    scales = torch.where(scales.float() < exact, (scales.view(torch.int16) + 1).view(torch.bfloat16), scales)
+    q = (w / torch.where(scales > 0, scales, 1).float()[:, :, None]).round().clamp(-limit, limit)
+    q = (q + (limit + 1)).to(torch.uint8).view(len(w) // PANEL, PANEL, -1, 4).transpose(1, 2)
+    if bits == 4:
+        q = q[:, ::2] | q[:, 1::2] << 4
+    scales = scales.view(-1, PANEL, scales.shape[1]).transpose(1, 2)
+    return Panels(q.contiguous(), scales.contiguous(), n, k, bits)
+
+
+def unpack(p: Panels, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The weight that p stands for, float32 (N, K), or rows of it, (..., K) for int64 (...)."""
+    if rows is not None:
+        out = torch.empty(*rows.shape, p.k)
+        if _C is None:
+            return out.copy_(unpack(p)[rows])
+        if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < p.n):
+            raise IndexError(f"unpack: a row is not below {p.n}")
+        rows = rows.contiguous()
+        _C.dequantize_rows(
+            p.values.data_ptr(), p.scales.data_ptr(), rows.data_ptr(), out.data_ptr(), rows.numel(), p.k,
+            p.scales.shape[1] * p.group, p.group, p.bits,
+        )  # fmt: skip
+        return out
+    q = p.values
+    if p.bits == 4:
+        q = torch.stack((q & 15, q >> 4), 2).flatten(1, 2)
+    q = q.transpose(1, 2).flatten(2).view(len(q) * PANEL, -1, p.group).float() - (128 if p.bits == 8 else 8)
+    return (q * p.scales.transpose(1, 2).flatten(0, 1).float()[:, :, None]).flatten(1)[: p.n, : p.k].contiguous()
+
+
+def round_rows(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x (M, K) float32 rounded as the kernel rounds it: 255 levels in every group of a row."""
+    padded = F.pad(x, (0, -x.shape[1] % group)).view(len(x), -1, group)
+    top = padded.abs().amax(2, keepdim=True)
+    # Not 127 / top, for which PyTorch multiplies by a rounded reciprocal.
+    inverse = torch.where(top > 1e-35, torch.full_like(top, 127).div(top), 0)
+    q = (padded * inverse).round()
+    return (q * (top / 127)).flatten(1)[:, : x.shape[1]]
+
+
+def linear_i8_reference(x, p: Panels, bias=None, activation=None, residual=None):
+    y = activate(F.linear(round_rows(x.flatten(0, -2), p.group), unpack(p), bias), activation)
+    y = y.view(*x.shape[:-1], p.n)
+    return y if residual is None else y + residual
+
+
+def linear_i8(x, p: Panels, bias=None, activation=None, residual=None, impl=None):
+    """x float32 (..., K), bias (N), residual (..., N) -> act(x W^T + bias) + residual, float32 (..., N).
+
+    activation: None or "gelu_tanh", and "gelu" outside the kernel. impl forces "reference" or "native".
+    ValueError where shapes or dtypes do not fit.
+    """
+    shape = *x.shape[:-1], p.n
+    if x.shape[-1:] != (p.k,) or (bias is not None and bias.shape != (p.n,)):
+        raise ValueError(f"linear_i8: x {tuple(x.shape)} and bias do not fit a weight of ({p.n}, {p.k})")
+    if residual is not None and residual.shape != shape:
+        raise ValueError(f"linear_i8: residual {tuple(residual.shape)} is not {tuple(shape)}")
+    if any(t is not None and t.dtype != torch.float32 for t in (x, bias, residual)):
+        raise ValueError("linear_i8: x, bias and residual must be float32")
+    if (impl or implementation()) == "reference":
+        return linear_i8_reference(x, p, bias, activation, residual)
+    if torch.compiler.is_compiling():
+        run = torch.ops.minilava.linear_i8
+        return run(x, p.values, p.scales, bias, residual, p.n, p.bits, activation)
+    return _run(x, p.values, p.scales, bias, residual, p.n, p.bits, activation)
+
+
+def implementation() -> str:
+    return "reference" if _C is None else "native"
+
+
+def _run(x, values, scales, bias, residual, n, bits, activation):
+    k, groups = x.shape[-1], scales.shape[1]
+    padded = values.shape[1] * (32 // bits)
+    late = residual if activation == "gelu" else None
+    add = residual if late is None else None
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], n)
+    bias, add = (None if t is None else t.contiguous() for t in (bias, add))
+    _C.linear_i8(
+        x.data_ptr(), values.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if add is None else add.data_ptr(), y.data_ptr(), x.numel() // k, n, k, padded, padded // groups, bits,
+        activation == "gelu_tanh",
+    )  # fmt: skip
+    y = F.gelu(y) if activation == "gelu" else y
+    return y if late is None else y.add_(late)
+
+
+register(
+    "linear_i8(Tensor x, Tensor values, Tensor scales, Tensor? bias, Tensor? residual, int n, int bits,"
+    " str? activation) -> Tensor",
+    _run,
+    lambda x, values, scales, bias, residual, n, bits, activation: x.new_empty(*x.shape[:-1], n),
+)

@@ -1,0 +1,84 @@
+"""decoder_i8: all blocks in one call against the same blocks called one by one, to the bit."""
+
+import pytest
+import torch
+
+from minilava.config import TextConfig
+from minilava.model.linear import quantized
+from minilava.model.qwen import Qwen
+from minilava.runtime.cache import KVCache
+from minilava_kernels.decoder_i8 import Decoder
+from minilava_kernels.linear_i8 import pack
+from tests.numerics import with_threads
+
+CONFIG = TextConfig(80, 200, layers=3, heads=6, kv_heads=2, head_dim=16, vocab_rows=50, tied=True, max_positions=64)
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def make(bits):
+    torch.manual_seed(bits)
+    model = Qwen(CONFIG).requires_grad_(False)
+    names = [f"blocks.{i}.{n}" for i in range(CONFIG.layers) for n in LINEARS]
+    floats = {n: model.get_submodule(n).weight for n in names}
+    quantized(model, dict.fromkeys(names, bits))
+    for name, weight in floats.items():
+        module, p = model.get_submodule(name), pack(weight, bits)
+        module.values, module.scales = p.values, p.scales
+        if module.bias is not None:
+            torch.nn.init.normal_(module.bias)
+    return model
+
+
+def steps(model, one_by_one=False):
+    """Hidden rows of prompts in two chunks, of single steps, alone and together, and of last rows; then the cache."""
+    cache, g = KVCache(CONFIG, [40, 30], torch.float32, torch.device("cpu")), torch.Generator().manual_seed(5)
+    found, whole = [], model._native
+    model._native = (lambda _: None) if one_by_one else whole
+    for sequences, counts in (([0], [20]), ([0, 1], [7, 13]), ([0, 1], [1, 1]), ([1], [1]), ([0, 1], [3, 4])):
+        positions, segments = cache.extend(sequences, counts)
+        x = torch.randn(sum(counts), CONFIG.width, generator=g)
+        last = segments.cu[1:].long() - 1 if counts[0] == 3 else None
+        with torch.inference_mode():
+            found.append(model(x, positions, segments, cache.layers, last))
+    model._native = whole
+    return [*found, *(t[: cache.lengths[0]] for pair in cache.layers for t in pair)]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_same_bits_as_block_by_block(simd, bits):
+    model = make(bits)
+    at_once, single = steps(model), steps(model, one_by_one=True)
+    assert model._decoder is not None and at_once[4].shape == (2, CONFIG.width)
+    assert all(torch.equal(a, b) for a, b in zip(at_once, single, strict=True))
+
+
+def test_the_same_bits_on_any_threads(simd):
+    model = make(8)
+    once = steps(model)
+    assert all(torch.equal(a, b) for a, b in zip(once, with_threads(3, lambda: steps(model)), strict=True))
+
+
+def test_what_does_not_fit_is_refused():
+    model = make(8)
+    block = model.blocks[0]
+    norms, matrices = (block.norm1.weight, block.norm2.weight), [(getattr(block, n).panels, None) for n in LINEARS]
+    with pytest.raises(ValueError, match="format"):
+        Decoder([(*norms, [matrices[0], (pack(torch.randn(32, 80), 4), None), *matrices[2:]])], 6, 2, 1e-6)
+    with pytest.raises(ValueError, match="float32"):
+        Decoder([(norms[0].double(), norms[1], matrices)], 6, 2, 1e-6)
+    decoder, cache = Decoder([(*norms, matrices)], 6, 2, 1e-6), [(torch.zeros(9, 2, 16), torch.zeros(9, 2, 16))]
+    cos, sin = (t[:9] for t in model.rotary_tables(norms[0]))
+    at, cu, starts, lengths = torch.arange(4), *(torch.tensor(v, dtype=torch.int32) for v in ([0, 4], [0], [4]))
+    good = torch.randn(4, 80), cos, sin, at, at, cu, starts, lengths, cache
+    assert decoder(*good).isfinite().all()
+    for i, wrong in (
+        (0, good[0].double()), (0, good[0][:, :79]), (3, at[:3]), (3, at.int()), (5, cu[:1]), (6, starts.long()),
+        (8, [(cache[0][0][:, :1],) * 2]), (8, []),
+    ):  # fmt: skip
+        with pytest.raises(ValueError):
+            decoder(*good[:i], wrong, *good[i + 1 :])
+    with pytest.raises(IndexError):
+        decoder(*good[:4], at + 6, *good[5:])
+    for last in (torch.tensor([1, 3]), torch.tensor([4]), torch.tensor([3], dtype=torch.int32)):
+        with pytest.raises(ValueError, match="last"):
+            decoder(*good, last)
