@@ -43,7 +43,7 @@ LENGTHS = (512, 64, 300, 450, 128, 380, 200, 320)
 class Ours:
     def __init__(self, path: Path):
         began = time.perf_counter()
-        self.vlm: VLM = minilava.load(path, device="cpu", dtype="float32")
+        self.vlm: VLM = minilava.load(path, device="cpu", dtype="float32", cache_bytes=0)
         self.load_s = time.perf_counter() - began
 
     def decode(self, prompts: list[list[int]], steps: int) -> tuple[list[list[int]], float]:

@@ -55,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=DTYPES, default="auto")
     p.add_argument("--quant", choices=("none", "int8", "int4"), default="none")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--draft", type=int, default=0, metavar="N", help="guess N tokens a step; the same text, sooner")
+    p.add_argument("--cache-dir", metavar="DIR", help="keep encoded pictures there for the next run")
+    p.add_argument(
+        "--cache-mb", type=int, default=1024, metavar="N", help="memory for pictures and prompts that come again"
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     return p
 
@@ -73,13 +78,17 @@ def request_options(args: argparse.Namespace) -> dict:
         newline_position=args.newline,
         frames=args.frames,
         pool=args.pool,
+        draft=args.draft,
     )
 
 
 def status_line(reply) -> str:
     t = reply.timings
+    cached = f", {t['cached_prompt_tokens']} read before" if t["cached_prompt_tokens"] else ""
+    drafts = f", {t['draft_accepted']} of {t['draft_tokens']} guesses right" if t["draft_tokens"] else ""
     return (
-        f"[{reply.prompt_tokens} prompt tokens ({reply.image_tokens} of images), {len(reply.token_ids)} new | "
+        f"[{reply.prompt_tokens} prompt tokens ({reply.image_tokens} of images{cached}), "
+        f"{len(reply.token_ids)} new{drafts} | "
         f"load {t['load_s']:.2f} s, media {t['media_s']:.2f}, preprocess {t['preprocess_s']:.3f}, "
         f"encode {t['encode_s']:.2f}, prefill {t['prefill_s']:.2f} ({t['prefill_tokens_per_s']:.0f}/s), "
         f"decode {t['decode_s']:.2f} ({t['decode_tokens_per_s']:.1f}/s) | "
@@ -98,13 +107,15 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--frames must be at least 1")
     if args.max_new_tokens < 1:
         raise UserError("--max-new-tokens must be at least 1")
+    if args.draft < 0 or args.cache_mb < 0:
+        raise UserError("--draft and --cache-mb must be 0 or more")
     if args.chat and args.json:
         raise UserError("--chat and --json do not go together")
     if not args.chat and not args.media and not args.prompt:
         raise UserError("nothing to answer: give --prompt, or --image, --video or --views")
     from minilava.runtime.vlm import load  # torch is only imported once the arguments are sound
 
-    vlm = load(args.model, args.device, args.dtype, args.quant)
+    vlm = load(args.model, args.device, args.dtype, args.quant, args.cache_mb << 20, args.cache_dir)
     vlm.progress = progress_bars
     if args.chat:
         from minilava.runtime.repl import chat

@@ -53,3 +53,18 @@ def tiny_hf(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny_hf") / "model"
     write_random(path, shape="tiny", dialect="hf", seed=2, dtype="float32", tokenizer="byte")
     return path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The number of views of every call of the tower."""
+    from minilava.model.siglip import SigLIP
+
+    made, real = [], SigLIP.forward
+
+    def counted(self, patches):
+        made.append(len(patches))
+        return real(self, patches)
+
+    monkeypatch.setattr(SigLIP, "forward", counted)
+    return made

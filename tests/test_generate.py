@@ -24,11 +24,13 @@ from minilava.generate import main, parser
 FLAGS = {
     "--help", "--model", "--image", "--video", "--views", "--frames", "--prompt", "--chat", "--layout", "--recipe",
     "--anyres", "--no-anyres", "--pool", "--newline", "--max-new-tokens", "--temperature", "--top-p", "--top-k",
-    "--repetition-penalty", "--seed", "--dtype", "--quant", "--device", "--json", "-h",
+    "--repetition-penalty", "--seed", "--dtype", "--quant", "--device", "--json", "-h", "--draft", "--cache-dir",
+    "--cache-mb",
 }  # fmt: skip
 TIMINGS = {
     "load_s", "media_s", "preprocess_s", "encode_s", "prefill_s", "decode_s", "ttft_s", "prefill_tokens_per_s",
-    "decode_tokens_per_s", "peak_memory_bytes",
+    "decode_tokens_per_s", "peak_memory_bytes", "cached_views", "cached_prompt_tokens", "draft_tokens",
+    "draft_accepted",
 }  # fmt: skip
 
 
@@ -93,6 +95,19 @@ def test_order_of_media_is_the_order_given(capfd, tiny, photo, tmp_path):
     assert tokens(("--views", folder), ("--image", photo)) == tokens(("--image", other), ("--image", photo))
 
 
+def test_a_second_run_finds_the_pictures(capfd, tiny, photo, tmp_path, calls):
+    def reply(*args):
+        args = ("--model", tiny, "--image", photo, "--json", "--max-new-tokens", 8, "--device", "cpu", *args)
+        return json.loads(run(capfd, *args)[1])
+
+    plain = reply("--cache-mb", 0)
+    folder = ("--cache-dir", tmp_path / "pictures")
+    replies = [reply(*folder), reply(*folder, "--cache-mb", 0), reply(*folder, "--draft", 4)]
+    assert len(calls) == 2 and [r["timings"]["cached_views"] for r in replies] == [0, 1, 1]
+    assert all(r["token_ids"] == plain["token_ids"] for r in replies)
+    assert "cannot write" in refused(capfd, "--model", tiny, "--image", photo, "--cache-dir", photo)
+
+
 def test_seed_and_temperature(capfd, tiny):
     def tokens(*args):
         args = ("--model", tiny, "--prompt", "Hi", "--json", "--max-new-tokens", 12, "--temperature", 2, *args)
@@ -112,6 +127,8 @@ def test_seed_and_temperature(capfd, tiny):
         (("--prompt", "x", "--frames", "0"), "--frames"),
         (("--prompt", "x", "--max-new-tokens", "0"), "--max-new-tokens"),
         (("--prompt", "x", "--max-new-tokens", "many"), "--max-new-tokens"),
+        (("--prompt", "x", "--draft", "-1"), "--draft"),
+        (("--prompt", "x", "--cache-mb", "-1"), "--cache-mb"),
         (("--chat", "--json"), "--chat and --json"),
     ],
 )
@@ -129,7 +146,7 @@ def test_wrong_arguments(capfd, args, what):
         (("--prompt", "x", "--top-p", "0"), "top-p"),
         (("--prompt", "x", "--repetition-penalty", "0"), "repetition penalty"),
         (("--prompt", "x", "--dtype", "float16", "--device", "cpu"), "float16"),
-        (("--prompt", "x", "--quant", "int4"), "int4"),
+        (("--prompt", "x", "--quant", "int4", "--dtype", "bfloat16"), "float32"),
         (("--prompt", "x" * 40000), "exceed the context"),
         (("--prompt", "x", "--max-new-tokens", "40000"), "40000 new tokens"),
     ],

@@ -19,7 +19,7 @@ ARROWS = {
                       "minilava.data"},
     "minilava.train": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.packed", "minilava.inputs",
                        "minilava.model", "minilava.checkpoint", "minilava.data", "minilava.train",
-                       "minilava.device"},
+                       "minilava.device", "minilava.store"},
     "minilava.checkpoint": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.checkpoint",
                             "minilava.inputs.geometry"},
 }  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -35,10 +38,18 @@ class KVCache:
     def nbytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self.layers)
 
-    def extend(self, sequences: list[int], counts: list[int]) -> tuple[Tensor, Segments]:
+    def begin_like(self, other: KVCache, rows: int) -> None:
+        """Copy the first rows of another cache, each of one sequence."""
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            for mine, copied in zip(ours, theirs, strict=True):
+                mine[:rows] = copied[:rows]
+        self.lengths[0] = rows
+
+    def extend(self, sequences: list[int], counts: list[int], apart: bool = False) -> tuple[Tensor, Segments]:
         """Make room for counts[i] new rows of sequences[i]. Returns the new rows' positions, int64 (sum(counts),),
-        and the segments under which they attend to everything cached so far and to themselves."""
-        positions, slots, cu = [], [], [0]
+        and the segments under which they attend to everything cached so far and to themselves. apart: every new row is
+        a segment of its own, which gives it the bits that it gets in a step of one row."""
+        positions, slots, spans = [], [], []  # spans: (sequence, its keys, its queries)
         for s, n in zip(sequences, counts, strict=True):
             length = self.lengths[s]
             if length + n > self.capacities[s]:
@@ -46,14 +57,13 @@ class KVCache:
             positions.append(torch.arange(length, length + n))
             slots.append(positions[-1] + self.starts[s])
             self.lengths[s] = length + n
-            cu.append(cu[-1] + n)
-        lengths = [self.lengths[s] for s in sequences]
+            spans += [(s, length + i + 1, 1) for i in range(n)] if apart else [(s, length + n, n)]
 
-        def int32(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32).to(self.device, non_blocking=True)
+        def int32(values: Iterable[int]) -> Tensor:
+            return torch.tensor(list(values), dtype=torch.int32).to(self.device, non_blocking=True)
 
-        starts = int32([self.starts[s] for s in sequences])
-        segments = Segments(
-            int32(cu), starts, int32(lengths), max(counts), max(lengths), torch.cat(slots).to(self.device)
-        )
+        owners, lengths, queries = zip(*spans, strict=True)
+        starts = int32(self.starts[s] for s in owners)
+        cu = int32(accumulate(queries, initial=0))
+        segments = Segments(cu, starts, int32(lengths), max(queries), max(lengths), torch.cat(slots).to(self.device))
         return torch.cat(positions).to(self.device), segments

@@ -1,14 +1,15 @@
 """Packed prompts -> tokens: encode the pictures, prefill in chunks, then decode every unfinished sequence together.
 
-On a GPU decoding runs in fixed memory, from CUDA graphs (runtime/graphs.py); elsewhere, with a repetition penalty, or
-while another batch of the same engine is under way, step by step from the host.
+On a GPU decoding runs in fixed memory, from CUDA graphs (runtime/graphs.py); elsewhere, with a repetition penalty or
+drafts, or while another batch of the same engine is under way, step by step from the host.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,37 +17,57 @@ from torch import Tensor
 from minilava.model.llava import LLaVA
 from minilava.packed import Packed
 from minilava.runtime.cache import KVCache
+from minilava.runtime.draft import Draft
 from minilava.runtime.graphs import Graphs
+from minilava.runtime.pictures import Pictures
+from minilava.runtime.prompts import Prompts
 from minilava.runtime.sampling import Sampler, Sampling
+from minilava_kernels.linear import NATIVE_ROWS
 
 PREFILL_CHUNK = 4096  # rows; bounds the activations of a long prompt (the widest is chunk x MLP width)
 
 
 @dataclass
 class Clock:
-    """Seconds per phase of one batch. ttft_s: from the start of the batch to the first token."""
+    """Seconds per phase of one batch. ttft_s: from the start of the batch to the first token. decode_tokens: all but
+    each sample's first. cached_views, cached_tokens: encoded, and read by the decoder, before this batch.
+    draft_tokens: guessed; draft_accepted: guessed right."""
 
     encode_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ttft_s: float = 0.0
     decode_tokens: int = 0
+    cached_views: int = 0
+    cached_tokens: int = 0
+    draft_tokens: int = 0
+    draft_accepted: int = 0
     started: float = field(default_factory=time.perf_counter)
 
 
 class Engine:
     """Runs one model. usable_ids: ids at or past this are padding rows of the vocabulary and are never emitted;
     banned_ids: further ids that are never emitted (the image placeholder of the hf dialect). static: decode in fixed
-    memory; None: on a GPU."""
+    memory; None: on a GPU. pictures, prompts: what is kept from one batch to the next, if anything; prompts only of
+    batches of one sample that are decoded from the host, whose memory is their own."""
 
-    def __init__(self, model: LLaVA, usable_ids: int, banned_ids: tuple[int, ...] = (), static: bool | None = None):
+    def __init__(
+        self,
+        model: LLaVA,
+        usable_ids: int,
+        banned_ids: tuple[int, ...] = (),
+        static: bool | None = None,
+        pictures: Pictures | None = None,
+        prompts: Prompts | None = None,
+    ):
         self.model = model
         self.usable_ids = usable_ids
-        weight = model.text.embed.weight
+        weight = model.text.norm.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.banned_ids = torch.tensor([i for i in banned_ids if i < usable_ids], device=self.device, dtype=torch.int64)
         static = self.device.type == "cuda" if static is None else static
         self.graphs = Graphs(model, self._logits) if static else None
+        self.pictures, self.prompts = pictures, prompts
 
     @torch.inference_mode()
     def generate(
@@ -58,66 +79,96 @@ class Engine:
         chunk: int = PREFILL_CHUNK,
         clock: Clock | None = None,
         progress: Callable[[Iterable, str], Iterable] = lambda items, _what: items,
+        draft: list[int] | None = None,
     ) -> Iterator[list[tuple[int, int]]]:
         """Yields, step by step, (sample, token) of every sample that is still running; sample s stops after an eos id
         (which is yielded) or max_new_tokens[s] tokens. chunk: rows prefilled at a time. progress wraps the loops over
-        views and prompt chunks, as tqdm does."""
+        views and prompt chunks, as tqdm does. draft: how many tokens to guess ahead in every step, per sample, which
+        may then yield several at once. The tokens are the same: on a CPU to the bit, because a step never has more rows
+        than those whose bits do not depend on each other (kernels/linear.py); on a GPU up to ties within rounding."""
         clock = clock or Clock()
-        packed = packed.to(self.device)
         capacities = [n + extra for n, extra in zip(packed.lengths, max_new_tokens, strict=True)]
-        plain = all(s.repetition_penalty == 1.0 for s in sampling)
+        plain = all(s.repetition_penalty == 1.0 for s in sampling) and not any(draft or ())
         if self.graphs is not None and plain and self.graphs.free.acquire(blocking=False):
             try:
                 cache = self.graphs.cache(capacities)
-                packed = self._encode(packed, clock, progress)
-                logits = self._prefill(packed, cache, chunk, clock, progress)
+                rows = self._rows(packed, clock, progress)
+                logits = self._prefill(rows, packed.lengths, cache, chunk, clock, progress)
                 yield from self._static(logits, cache, sampling, max_new_tokens, eos_ids, clock)
             finally:
                 self.graphs.free.release()
             return
-        cache = KVCache(self.model.config.text, capacities, self.dtype, self.device)
-        packed = self._encode(packed, clock, progress)
-        logits = self._prefill(packed, cache, chunk, clock, progress)
+        rows = self._rows(packed, clock, progress)
+        began = time.perf_counter()
+        if self.prompts is not None and len(packed.lengths) == 1:
+            cache = self.prompts.take(rows, capacities[0], lambda n: self._cache([n]))
+            clock.cached_tokens = cache.lengths[0]
+        else:
+            cache = self._cache(capacities)
+        clock.prefill_s += time.perf_counter() - began
         samplers = [Sampler(s) for s in sampling]
-        running = list(range(len(samplers)))
-        for step in range(max(max_new_tokens)):
-            tokens = [samplers[s](row) for s, row in zip(running, logits, strict=True)]
-            if step == 0:
-                clock.ttft_s = time.perf_counter() - clock.started
-            yield list(zip(running, tokens, strict=True))
-            went_on = zip(running, tokens, strict=True)
-            alive = [(s, t) for s, t in went_on if t not in eos_ids and step + 1 < max_new_tokens[s]]
-            if not alive:
-                return
-            running = [s for s, _ in alive]
-            logits = self._decode([t for _, t in alive], running, cache, clock)
+        drafts = _drafts(packed, draft) if any(draft or ()) else [None] * len(samplers)
+        logits = self._prefill(rows, packed.lengths, cache, chunk, clock, progress)
+        try:
+            yield from self._steps(logits, cache, samplers, max_new_tokens, eos_ids, clock, drafts)
+        except GeneratorExit:  # whoever reads has had enough; after any other exception a row may be half written
+            self._keep(rows, cache, samplers)
+            raise
+        self._keep(rows, cache, samplers)
 
-    def _encode(self, packed: Packed, clock: Clock, progress: Callable) -> Packed:
-        if packed.patches is None or packed.features is not None:
-            return packed
-        began = time.perf_counter()
-        encode = self.model.encode if self.graphs is None else self.graphs.encode
-        packed = replace(packed, features=encode(packed.patches, progress))
-        self._wait()
-        clock.encode_s += time.perf_counter() - began
-        return packed
+    def _rows(self, packed: Packed, clock: Clock, progress: Callable) -> Tensor:
+        """What the decoder reads: the embedded rows (T, D), with the pictures encoded."""
+        if packed.patches is not None and packed.features is None:
+            began = time.perf_counter()
+            encode = self.model.encode if self.graphs is None else self.graphs.encode
 
-    def _prefill(self, packed: Packed, cache: KVCache, chunk: int, clock: Clock, progress: Callable) -> Tensor:
-        """Run the prompts through the decoder, ``chunk`` rows at a time; logits of each sample's last row, (S, V)."""
+            def run(patches: Tensor) -> Tensor:
+                return encode(patches.to(self.device), progress)
+
+            if self.pictures is None:
+                features = run(packed.patches)
+            else:
+                features, clock.cached_views = self.pictures.features(packed.patches, run)
+            packed = replace(packed, features=features, patches=None)
+            self._wait()
+            clock.encode_s += time.perf_counter() - began
         began = time.perf_counter()
-        embedded = self.model.embed(packed)
-        ends = torch.tensor(packed.lengths).cumsum(0).tolist()
+        rows = self.model.embed(packed.to(self.device))
+        clock.prefill_s += time.perf_counter() - began
+        return rows
+
+    def _cache(self, capacities: list[int]) -> KVCache:
+        return KVCache(self.model.config.text, capacities, self.dtype, self.device)
+
+    def _keep(self, rows: Tensor, cache: KVCache, samplers: list[Sampler]) -> None:
+        """Leave the cache of a batch of one sample to the next: it holds the prompt and all tokens but the last."""
+        if self.prompts is not None and len(samplers) == 1:
+            tokens = samplers[0].generated[: cache.lengths[0] - len(rows)]
+            self.prompts.keep(torch.cat([rows, self._embed(tokens)]), cache)
+
+    def _embed(self, tokens: list[int]) -> Tensor:
+        return self.model.text.embed(torch.tensor(tokens, dtype=torch.int64, device=self.device))
+
+    def _prefill(
+        self, rows: Tensor, lengths: Sequence[int], cache: KVCache, chunk: int, clock: Clock, progress: Callable
+    ) -> Tensor:
+        """Run what the cache does not hold yet of the prompts' rows through the decoder, ``chunk`` at a time; logits of
+        each sample's last row, (S, V). Only a batch of one sample may begin with a cache that holds something."""
+        began = time.perf_counter()
+        rows = rows[sum(cache.lengths) :]
+        lengths = [n - known for n, known in zip(lengths, cache.lengths, strict=True)]
+        ends = list(accumulate(lengths))
         hidden = []
-        for first in progress(range(0, packed.tokens, chunk), "reading the prompt"):
-            stop = min(first + chunk, packed.tokens)
+        for first in progress(range(0, len(rows), chunk), "reading the prompt"):
+            stop = min(first + chunk, len(rows))
             parts = [  # (sample, rows of it in this chunk, whether its last row is among them)
                 (s, min(end, stop) - max(end - n, first), end <= stop)
-                for s, (n, end) in enumerate(zip(packed.lengths, ends, strict=True))
+                for s, (n, end) in enumerate(zip(lengths, ends, strict=True))
                 if end > first and end - n < stop
             ]
             positions, segments = cache.extend([s for s, _, _ in parts], [n for _, n, _ in parts])
-            rows = segments.cu[1:].long() - 1
-            last = self.model.text(embedded[first:stop], positions, segments, cache.layers, last=rows)
+            at = segments.cu[1:].long() - 1
+            last = self.model.text(rows[first:stop], positions, segments, cache.layers, last=at)
             done = [i for i, (_, _, ended) in enumerate(parts) if ended]
             hidden.append(last[done])
         logits = self._logits(torch.cat(hidden))
@@ -125,16 +176,57 @@ class Engine:
         clock.prefill_s += time.perf_counter() - began
         return logits
 
-    def _decode(self, tokens: list[int], running: list[int], cache: KVCache, clock: Clock) -> Tensor:
-        """One step: append each running sample's token, return the next logits, (len(running), V)."""
+    def _steps(
+        self,
+        logits: Tensor,
+        cache: KVCache,
+        samplers: list[Sampler],
+        max_new_tokens: list[int],
+        eos_ids: tuple[int, ...],
+        clock: Clock,
+        drafts: list[Draft | None],
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Tokens from the prompts' last logits on. A step's logits have one row per running sample and, after it, one
+        per guessed token."""
+        running: list[tuple[int, list[int]]] = [(s, []) for s in range(len(samplers))]  # sample, its guesses
+        while True:
+            found, going, first = [], [], 0
+            for s, guesses in running:
+                rows = logits[first : first + len(guesses) + 1]
+                first += len(rows)
+                tokens = _draw(samplers[s], rows, guesses, eos_ids)
+                cache.lengths[s] -= len(rows) - len(tokens)  # rows of wrong guesses
+                clock.draft_accepted += len(tokens) - 1
+                found += [(s, token) for token in tokens]
+                if tokens[-1] not in eos_ids and len(samplers[s].generated) < max_new_tokens[s]:
+                    going.append(s)
+                if drafts[s] is not None:
+                    drafts[s].extend(tokens)
+            if clock.ttft_s:
+                clock.decode_tokens += len(found)
+            else:
+                clock.ttft_s = time.perf_counter() - clock.started
+            yield found
+            if not going:
+                return
+            running = []
+            for s in going:
+                left = max_new_tokens[s] - len(samplers[s].generated)
+                most = min(left, NATIVE_ROWS.get(self.dtype, 16) // len(going)) - 1
+                running.append((s, drafts[s].guess(most) if drafts[s] is not None else []))
+            logits = self._decode(running, samplers, cache, clock)
+
+    def _decode(
+        self, running: list[tuple[int, list[int]]], samplers: list[Sampler], cache: KVCache, clock: Clock
+    ) -> Tensor:
+        """One step: append each running sample's last token and the guesses after it; the logits of all, (n, V)."""
         began = time.perf_counter()
-        ids = torch.tensor(tokens, device=self.device)
-        positions, segments = cache.extend(running, [1] * len(running))
-        x = torch.nn.functional.embedding(ids, self.model.text.embed.weight)
-        logits = self._logits(self.model.text(x, positions, segments, cache.layers))
+        tokens = [[samplers[s].generated[-1], *guesses] for s, guesses in running]
+        positions, segments = cache.extend([s for s, _ in running], [len(t) for t in tokens], apart=True)
+        logits = self._logits(self.model.text(self._embed(sum(tokens, [])), positions, segments, cache.layers))
         self._wait()
         clock.decode_s += time.perf_counter() - began
-        clock.decode_tokens += len(running)
+        clock.draft_tokens += sum(len(t) - 1 for t in tokens)
         return logits
 
     def _static(
@@ -190,3 +282,20 @@ class Engine:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _draw(sampler: Sampler, logits: Tensor, guesses: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    """Tokens from logits (1 + len(guesses), V): row i holds if the guesses before it are the tokens drawn so far."""
+    tokens = []
+    for row, guess in zip(logits, [*guesses, None], strict=True):
+        tokens.append(sampler(row))
+        if tokens[-1] != guess or guess in eos_ids:
+            break
+    return tokens
+
+
+def _drafts(packed: Packed, most: list[int]) -> list[Draft | None]:
+    """One per sample that wants any, knowing its prompt's text: -1 where a picture's row stands."""
+    ids = packed.ids if packed.splice_rows is None else packed.ids.index_fill(0, packed.splice_rows, -1)
+    texts = ids.split(list(packed.lengths))
+    return [Draft(text.tolist(), n) if n else None for text, n in zip(texts, most, strict=True)]

@@ -38,7 +38,7 @@ class Graphs:
 
     def __init__(self, model: LLaVA, logits: Callable[[Tensor], Tensor]):
         self.model, self.logits = model, logits
-        weight = model.text.embed.weight
+        weight = model.text.norm.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.layers: list[tuple[Tensor, Tensor]] = []
         self.steps: dict[tuple[int, int], Step] = {}
@@ -146,7 +146,7 @@ class Step:
         s = self.state
         at = torch.minimum(s["positions"], s["ends"])
         segments = Segments(self.cu, s["starts"].int(), (at + 1).int(), 1, self.longest, s["starts"] + at)
-        x = torch.nn.functional.embedding(s["ids"], self.model.text.embed.weight)
+        x = self.model.text.embed(s["ids"])
         logits = self.logits(self.model.text(x, at, segments, self.layers))
         self.drawn.copy_(draw(logits, self.settings, s["seeds"], s["draws"]))
         s["ids"].copy_(self.drawn.clamp_min(0))

@@ -21,12 +21,17 @@ from minilava.inputs.media import load_image, load_views
 from minilava.inputs.pack import check_length, pack
 from minilava.inputs.sample import Medium, Recipe, Sample, add_patches, build_sample, place_media
 from minilava.inputs.video import load_video
+from minilava.model.linear import quantized
 from minilava.model.llava import LLaVA
+from minilava.quantize import POLICIES, Quantization, load_quantized, quantize, read_quantization
 from minilava.runtime.engine import Clock, Engine
+from minilava.runtime.pictures import Pictures
+from minilava.runtime.prompts import Prompts
 from minilava.runtime.sampling import Sampling
 from minilava.runtime.text import TextStream
 from minilava.tokenizer import Tokenizer
 
+CACHE_BYTES = 1 << 30
 TINY = Path(__file__).parents[1] / "assets" / "tiny"  # the embedded checkpoint, made by recipes/tiny
 
 
@@ -58,6 +63,7 @@ class Request:
     sampling: Sampling
     max_new_tokens: int
     recipe: Recipe
+    draft: int = 0
 
 
 @dataclass
@@ -77,41 +83,83 @@ class Stream:
         return self.result[0]
 
 
-def load(path: str | Path | None = None, device: str = "auto", dtype: str = "auto", quant: str | None = None) -> VLM:
+def load(
+    path: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quant: str | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    cache_dir: str | Path | None = None,
+) -> VLM:
     """Load a checkpoint directory of either dialect; without a path, the small model that ships with the package.
 
-    device: auto, cpu or cuda. dtype: auto, float32, bfloat16 or float16 (CUDA only). quant: none.
+    device: auto, cpu or cuda. dtype: auto, float32, bfloat16 or float16 (CUDA only). quant: int8 or int4 quantises a
+    float checkpoint while it is loaded; None: as it is. Quantised weights compute in float32, on a CPU. cache_bytes:
+    memory for what the next question may have in common with this one, encoded pictures and prompts; 0 keeps nothing.
+    cache_dir: a folder that keeps all encoded pictures as well.
     Raises UserError for anything wrong with the path, the files or the arguments.
     """
     began = time.perf_counter()
-    if quant not in (None, "none"):
-        raise UserError(f"--quant {quant}: this version runs float weights only; use --quant none")
     path = TINY if path is None else path
-    target = pick_device(device)
-    kind = pick_dtype(dtype, target)
-    checkpoint = open_checkpoint(path)
+    stored, quant = read_quantization(path), None if quant == "none" else quant
+    if quant not in (None, *POLICIES):
+        raise UserError(f"--quant {quant!r} is not one of none, {', '.join(POLICIES)}")
+    if stored and quant not in (None, stored.name):
+        raise UserError(f"--quant {quant}: {path} holds {stored.name} weights already; leave --quant out")
+    if stored or quant:
+        if device == "cuda" or dtype not in ("auto", "float32"):
+            raise UserError("quantised weights run on a CPU and compute in float32: use --device cpu --dtype float32")
+        model = _quantized(path, stored, quant)
+    else:
+        target = pick_device(device)
+        checkpoint = open_checkpoint(path)
+        with torch.device("meta"):
+            model = LLaVA(checkpoint.config)
+        model.load_state_dict(load_tensors(checkpoint, pick_dtype(dtype, target), target), assign=True)
     tokenizer = Tokenizer.load(path)
-    with torch.device("meta"):
-        model = LLaVA(checkpoint.config)
-    model.load_state_dict(load_tensors(checkpoint, kind, target), assign=True)
     model.eval().requires_grad_(False)
-    vlm = VLM(model, tokenizer, str(path))
+    vlm = VLM(model, tokenizer, str(path), stored.name if stored else quant or "none", cache_bytes, cache_dir)
     vlm.load_s = time.perf_counter() - began
     return vlm
+
+
+def _quantized(path: str | Path, stored: Quantization | None, quant: str | None) -> LLaVA:
+    """The model with quantised modules: mapped from a quantised checkpoint, or packed from a float one."""
+    if stored:
+        config, tensors = load_quantized(path, stored)
+    else:
+        checkpoint = open_checkpoint(path)
+        config, tensors = checkpoint.config, load_tensors(checkpoint)
+        stored = Quantization(quant, POLICIES[quant], config.text.vocab_rows)
+        tensors = quantize(tensors, stored.modules(config))
+    with torch.device("meta"):
+        model = quantized(LLaVA(config), stored.modules(config))
+    model.load_state_dict(tensors, assign=True)
+    return model
 
 
 class VLM:
     """A loaded model with its tokenizer. Not made directly: see load()."""
 
-    def __init__(self, model: LLaVA, tokenizer: Tokenizer, name: str):
-        self.model, self.tokenizer, self.name = model, tokenizer, name
+    def __init__(
+        self,
+        model: LLaVA,
+        tokenizer: Tokenizer,
+        name: str,
+        quant: str = "none",
+        cache_bytes: int = CACHE_BYTES,
+        cache_dir: str | Path | None = None,
+    ):
+        self.model, self.tokenizer, self.name, self.quant = model, tokenizer, name, quant
         self.config: ModelConfig = model.config
         self.load_s = 0.0
         self.progress: Callable[[Iterable, str], Iterable] = lambda items, _what: items
         # The image id of the hf dialect and everything from it up has no text: never emitted (spec 1.5, 10.15).
         banned = () if self.config.image_token_id is None else (self.config.image_token_id,)
         usable = min(tokenizer.size, self.config.text.vocab_rows)
-        self.engine = Engine(model, usable, banned)
+        pictures = Pictures(model, cache_bytes // 4, cache_dir) if cache_bytes or cache_dir is not None else None
+        prompts = Prompts(cache_bytes - cache_bytes // 4) if cache_bytes else None
+        self.engine = Engine(model, usable, banned, pictures=pictures, prompts=prompts)
 
     # --- asking ---------------------------------------------------------------------------------------------------
 
@@ -183,11 +231,15 @@ class VLM:
         layout: str = "interleaved",
         anyres: bool | None = None,
         newline_position: str = "grid",
+        draft: int = 0,
     ) -> Request:
         """Check and collect the options of one request. None takes the checkpoint's own: repetition_penalty from its
-        generation_config.json (it applies to greedy decoding too, as upstream), recipe and anyres from its config."""
+        generation_config.json (it applies to greedy decoding too, as upstream), recipe and anyres from its config.
+        draft: tokens to guess ahead in every step, from what the text repeats; the reply is the same."""
         if max_new_tokens < 1:
             raise UserError("max-new-tokens must be at least 1")
+        if draft < 0:
+            raise UserError("draft must be 0 or more")
         recipe = recipe or self.config.recipe
         anyres = self.config.asking.anyres if anyres is None else anyres
         for value, allowed in ((recipe, RECIPES), (layout, LAYOUTS), (newline_position, NEWLINE_POSITIONS)):
@@ -195,7 +247,7 @@ class VLM:
                 raise UserError(f"{value!r} is not one of {', '.join(allowed)}")
         penalty = self.config.repetition_penalty if repetition_penalty is None else repetition_penalty
         sampling = Sampling(temperature, top_p, top_k, penalty, seed)
-        return Request(messages, sampling, max_new_tokens, Recipe(recipe, layout, anyres, newline_position))
+        return Request(messages, sampling, max_new_tokens, Recipe(recipe, layout, anyres, newline_position), draft)
 
     def take_frames(self, options: dict) -> tuple[int, str]:
         """Take frames and pool out of the options. No more frames than overflow the context are ever decoded, so that
@@ -209,6 +261,13 @@ class VLM:
         side = self.config.image.side
         tokens = side**2 if pool == "none" else max(side // 2, 1) ** 2
         return min(frames, self.config.max_length // tokens + 1), pool
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier questions: for measurements, and after any change of the weights. While nothing
+        is being answered."""
+        for kept in (self.engine.pictures, self.engine.prompts):
+            if kept is not None:
+                kept.forget()
 
     # --- running --------------------------------------------------------------------------------------------------
 
@@ -249,8 +308,9 @@ class VLM:
         tokens: list[list[int]] = [[] for _ in requests]
         limits = [r.max_new_tokens for r in requests]
         steps = self.engine.generate(
-            packed, [r.sampling for r in requests], limits, self.eos_ids, clock=clock, progress=self.progress
-        )
+            packed, [r.sampling for r in requests], limits, self.eos_ids, clock=clock, progress=self.progress,
+            draft=[r.draft for r in requests],
+        )  # fmt: skip
         for step in steps:
             for s, token in step:
                 tokens[s].append(token)
@@ -267,7 +327,7 @@ class VLM:
                 model=self.name,
                 recipe=request.recipe.name,
                 dtype=str(self.engine.dtype).removeprefix("torch."),
-                quant="none",
+                quant=self.quant,
                 timings=timings,
             )
 
@@ -284,9 +344,13 @@ class VLM:
             "prefill_s": clock.prefill_s,
             "decode_s": clock.decode_s,
             "ttft_s": media_s + preprocess_s + clock.ttft_s,
-            "prefill_tokens_per_s": prompt_tokens / clock.prefill_s if clock.prefill_s else 0.0,
+            "prefill_tokens_per_s": (prompt_tokens - clock.cached_tokens) / clock.prefill_s if clock.prefill_s else 0.0,
             "decode_tokens_per_s": clock.decode_tokens / clock.decode_s if clock.decode_s else 0.0,
             "peak_memory_bytes": peak,
+            "cached_views": clock.cached_views,
+            "cached_prompt_tokens": clock.cached_tokens,
+            "draft_tokens": clock.draft_tokens,
+            "draft_accepted": clock.draft_accepted,
         }
 
 

@@ -12,7 +12,6 @@ from minilava.checkpoint import write_random
 from minilava.data.mixture import load_mixture
 from minilava.data.stream import Stream
 from minilava.errors import UserError
-from minilava.model.siglip import SigLIP
 from minilava.train.config import TrainConfig
 from minilava.train.features import Features
 from minilava.train.loop import Run, train
@@ -43,19 +42,6 @@ def tiny(tmp_path_factory):
     grid = [[84 * w, 84 * h] for w, h in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
     overrides = {"vision_config": {"image_size": 84}, "image_grid_pinpoints": grid}
     return write_random(path, dtype="float32", tokenizer="byte", config_overrides=overrides)
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The number of views of every call of the tower."""
-    made, real = [], SigLIP.forward
-
-    def counted(self, patches):
-        made.append(len(patches))
-        return real(self, patches)
-
-    monkeypatch.setattr(SigLIP, "forward", counted)
-    return made
 
 
 def steps(run, count=12):
@@ -138,7 +124,7 @@ def test_damaged_files_count_as_missing(tiny, tmp_path, model):
     store = Features(tmp_path, model.vision, torch.float32)
     keys = store.load(packed)[1]
     good = store.fill(packed, keys, model).tower
-    path = store._path(keys[1])
+    path = store.path(keys[1])
     path.write_bytes(path.read_bytes()[:40])
     missed, keys = store.load(packed)
     assert missed.tower is None

@@ -1,0 +1,114 @@
+"""Quantised checkpoints and what runs from them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minilava
+from minilava.checkpoint import open_checkpoint
+from minilava.errors import UserError
+from minilava.quantize import POLICIES, main, read_quantization, write_quantized
+from minilava.runtime.vlm import TINY
+from tests.numerics import with_threads
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def stored(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("quantised") / request.param
+    assert main([str(TINY), str(path), "--quant", request.param]) == 0
+    return request.param, path
+
+
+PROMPTS = ["Where is the cup?", "How many things are there? Answer with a number.", "hi"]
+
+
+def answers(vlm, prompts):
+    return [vlm.generate(p, max_new_tokens=12).token_ids for p in prompts]
+
+
+def test_stored_is_loaded_is_quantised_while_loading(stored):
+    name, path = stored
+    picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    disk, memory = minilava.load(path), minilava.load(quant=name)
+    a, b = (v.generate("Describe <image>.", images=[picture], max_new_tokens=20) for v in (disk, memory))
+    assert a.token_ids == b.token_ids and a.quant == b.quant == name and a.dtype == "float32"
+
+
+def test_weights_are_views_of_the_file(stored):
+    _, path = stored
+    values = minilava.load(path).model.text.blocks[0].down.values
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split()[0].split("-") for line in maps if str(path) in line]
+    assert any(int(low, 16) <= values.data_ptr() < int(high, 16) for low, high in ranges)
+
+
+def test_the_same_tokens_alone_in_a_batch_in_chunks_and_on_any_threads(stored):
+    name, path = stored
+    vlm = minilava.load(path)
+    alone = answers(vlm, PROMPTS)
+    requests = [
+        vlm.request([{"role": "user", "content": [{"type": "text", "text": p}]}], max_new_tokens=12) for p in PROMPTS
+    ]
+    assert [r.token_ids for r in vlm.batch(requests)] == alone
+    assert with_threads(3, lambda: answers(minilava.load(path), PROMPTS)) == alone
+
+
+def test_close_to_the_float_model(stored):
+    name, path = stored
+    ids = torch.randint(0, 900, (1, 60), generator=torch.Generator().manual_seed(1))[0]
+    logits = [hidden_logits(minilava.load(p, dtype="float32"), ids) for p in (TINY, path)]
+    likelihoods = [x.log_softmax(-1) for x in logits]
+    divergence = (likelihoods[0].exp() * (likelihoods[0] - likelihoods[1])).sum(-1).mean()
+    assert 0 < divergence < {"int8": 0.01, "int4": 0.3}[name]
+
+
+def hidden_logits(vlm, ids):
+    from minilava.packed import Packed
+
+    n = len(ids)
+    with torch.inference_mode():
+        return vlm.model(Packed(ids, torch.arange(n), torch.tensor([0, n], dtype=torch.int32), (n,)))
+
+
+def test_what_does_not_match_is_refused(stored, tmp_path, capsys):
+    name, path = stored
+    other = "int4" if name == "int8" else "int8"
+    for call in (
+        lambda: minilava.load(path, quant=other),
+        lambda: minilava.load(path, dtype="bfloat16"),
+        lambda: write_quantized(path, tmp_path / "again", name),
+        lambda: write_quantized(TINY, path, name),
+        lambda: open_checkpoint(path),
+        lambda: minilava.load(quant="int3"),
+    ):
+        with pytest.raises(UserError):
+            call()
+    assert main([str(path), str(tmp_path / "x"), "--quant", name]) == 2
+    assert "quantised already" in capsys.readouterr().err
+
+
+def test_damaged_files_are_refused(stored, tmp_path):
+    name, path = stored
+    q = dataclasses.asdict(read_quantization(path))
+    tensors = load_file(path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    key = "text.blocks.0.q.values"
+    for block, change in (
+        (q | {"layout": "panels32-v9"}, {}),
+        (q | {"bits": {"": 5}}, {}),
+        ({"name": name}, {}),
+        (q, {key: None}),
+        (q, {key: tensors[key][:, :-1].contiguous()}),
+        (q, {"stranger": torch.zeros(3)}),
+    ):
+        bad = tmp_path / "bad"
+        bad.mkdir(exist_ok=True)
+        for f in path.iterdir():
+            (bad / f.name).write_bytes(f.read_bytes())
+        (bad / "config.json").write_text(json.dumps(config | {"minilava": {"quantization": block}}))
+        save_file({k: v for k, v in (tensors | change).items() if v is not None}, bad / "model.safetensors")
+        with pytest.raises(UserError, match="quantise"):
+            minilava.load(bad)
