@@ -74,7 +74,7 @@ def batches(config, count: int, samples: int, seed: int = 0) -> list[list[tuple[
 
 def run_ours(path: Path, data, config) -> Side:
     model, _ = load_for_training(path, torch.device("cpu"))
-    model.vision.recompute = model.text.recompute = "cheap"
+    model.vision.recompute, model.text.recompute = "all", "cheap"
     settings = TrainConfig(init="", out="", data={}, steps=1, lr=RATE)
     objective = Supervised(model)
     (optimizer,) = make_optimizers(objective, settings)

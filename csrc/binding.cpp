@@ -87,8 +87,14 @@ void bind_linear_i8(py::module_& m) {
 using Matrix = std::tuple<uintptr_t, uintptr_t, uintptr_t, long, long, long, long, int>;
 
 MatrixI8 matrix(const Matrix& m) {
-    return {at<uint8_t>(std::get<0>(m)), at<uint16_t>(std::get<1>(m)), at<float>(std::get<2>(m)), std::get<3>(m),
-            std::get<4>(m), std::get<5>(m), std::get<6>(m), std::get<7>(m)};
+    return {at<uint8_t>(std::get<0>(m)),
+            at<uint16_t>(std::get<1>(m)),
+            at<float>(std::get<2>(m)),
+            std::get<3>(m),
+            std::get<4>(m),
+            std::get<5>(m),
+            std::get<6>(m),
+            std::get<7>(m)};
 }
 
 void bind_decoder_i8(py::module_& m) {
@@ -102,8 +108,8 @@ void bind_decoder_i8(py::module_& m) {
         .def(
             "run",
             [](const DecoderI8& d, uintptr_t x, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
-               uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences, long lasts,
-               long table_rows, long cache_rows, float scale, const std::vector<uintptr_t>& keys,
+               uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences,
+               long lasts, long table_rows, long cache_rows, float scale, const std::vector<uintptr_t>& keys,
                const std::vector<uintptr_t>& values) {
                 std::vector<float*> k, v;
                 for (const uintptr_t p : keys) k.push_back(at<float>(p));

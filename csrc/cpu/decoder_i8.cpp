@@ -28,15 +28,15 @@ class Rounded {
         const long groups = like.k / like.group;
         if (long(s.rounded.size()) < m * like.k) s.rounded.resize(m * like.k);
         if (long(s.sums.size()) < m * groups) s.sums.resize(m * groups);
-        quantize_rows({x, s.rounded.data(), room(s.scales, m * groups), s.sums.data(), m, like.width, like.k, like.group,
-                       like.bits});
+        quantize_rows({x, s.rounded.data(), room(s.scales, m * groups), s.sums.data(), m, like.width, like.k,
+                       like.group, like.bits});
     }
 
     void times(const MatrixI8& w, float* y, const float* residual = nullptr) const {
         if (w.width != like.width || w.group != like.group || w.bits != like.bits)
             throw std::invalid_argument("decoder_i8: matrices of one input differ in their format");
-        linear_i8({w.values, w.scales, s.rounded.data(), s.scales.data(), s.sums.data(), w.bias, residual, y, m, w.n, w.k,
-                   w.group, w.bits, Activation::kNone});
+        linear_i8({w.values, w.scales, s.rounded.data(), s.scales.data(), s.sums.data(), w.bias, residual, y, m, w.n,
+                   w.k, w.group, w.bits, Activation::kNone});
     }
 
   private:

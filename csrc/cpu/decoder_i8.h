@@ -7,7 +7,7 @@
 struct MatrixI8 {
     const uint8_t* values;
     const uint16_t* scales;
-    const float* bias;  // (n) or null
+    const float* bias;        // (n) or null
     long n, width, k, group;  // as in linear_i8.h: k is width rounded up to whole groups
     int bits;
 };
@@ -22,11 +22,11 @@ class DecoderI8 {
     DecoderI8(long heads, long kv_heads, long dim, float eps) : heads(heads), kv_heads(kv_heads), dim(dim), eps(eps) {}
 
     struct Batch {
-        float* x;                         // (rows, width): embeddings in; hidden rows out, `lasts` of them if not 0
-        const float *cos, *sin;           // (positions, dim / 2)
+        float* x;                          // (rows, width): embeddings in; hidden rows out, `lasts` of them if not 0
+        const float *cos, *sin;            // (positions, dim / 2)
         const int64_t *positions, *slots;  // (rows): row of the tables, row of the caches
         const int32_t *cu_q, *k_start, *k_len;  // as in attention.h
-        const int64_t* last;              // (lasts): the last row of every sequence, the only ones wanted
+        const int64_t* last;                    // (lasts): the last row of every sequence, the only ones wanted
         long rows, sequences, lasts, table_rows, cache_rows;
         float scale;
     };

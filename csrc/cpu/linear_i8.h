@@ -8,12 +8,12 @@
 constexpr long PANEL = 16;
 
 struct QuantizeRows {
-    const float* x;   // (m, width)
-    int8_t* values;   // (m, k): k is width rounded up to whole groups, zeros behind
-    float* scales;    // (m, k / group)
-    int32_t* sums;    // (m, k / group): of the values, times -zero, which makes up for the unsigned weights
+    const float* x;  // (m, width)
+    int8_t* values;  // (m, k): k is width rounded up to whole groups, zeros behind
+    float* scales;   // (m, k / group)
+    int32_t* sums;   // (m, k / group): of the values, times -zero, which makes up for the unsigned weights
     long m, width, k, group;
-    int bits;         // of the weights they will meet
+    int bits;  // of the weights they will meet
 };
 void quantize_rows(const QuantizeRows& a);
 
@@ -31,7 +31,8 @@ struct LinearI8 {
     Activation activation;
 };
 void linear_i8(const LinearI8& a);
-// The same from float rows (m, width), rounded in memory of the calling thread; a.x and its two companions are set here.
+// The same from float rows (m, width), rounded in memory of the calling thread; a.x and its two companions are set
+// here.
 void linear_i8(const float* x, long width, LinearI8 a);
 
 // Rows of the weight as floats: row ids[i] to y + i * width. Ids are checked by the caller.

@@ -53,6 +53,7 @@ class TrainConfig:
     dtype: str = "auto"
     device: str = "auto"
     recompute: str = "none"  # cheap or all: keep fewer activations (see model.recompute)
+    recompute_vision: str | None = None  # the tower, where not as recompute says
     seed: int = 42
     workers: int = 1
     strict: bool = False  # stop at the first record that cannot be used
@@ -73,7 +74,8 @@ class TrainConfig:
             (set(self.train) <= set(PARTS) and bool(self.train), f"train names parts of {', '.join(PARTS)}"),
             (self.optimizer in OPTIMIZERS, f"optimizer is one of {', '.join(OPTIMIZERS)}"),
             (self.schedule in SCHEDULES, f"schedule is one of {', '.join(SCHEDULES)}"),
-            (self.recompute in RECOMPUTE, f"recompute is one of {', '.join(RECOMPUTE)}"),
+            ({self.recompute, self.recompute_vision or "none"} <= set(RECOMPUTE),
+             f"recompute and recompute_vision are of {', '.join(RECOMPUTE)}"),
             (self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}"),
             (self.shard in ("auto", "fsdp", "ddp"), "shard is auto, fsdp or ddp"),
             (min(self.steps, self.budget, self.micro_batches, self.keep, self.save_every) >= 1,

@@ -41,7 +41,8 @@ class Run:
         self.dtype = pick_dtype(config.dtype, ranks.device)
         self.model, self.tokenizer = load_for_training(config.init, ranks.device)
         self.model.dtype = None if self.dtype == torch.float32 else self.dtype
-        self.model.vision.recompute = self.model.text.recompute = config.recompute
+        self.model.text.recompute = config.recompute
+        self.model.vision.recompute = config.recompute_vision or config.recompute
         optim.set_trainable(self.model, config.train)
         if config.lora:
             lora.attach(self.model, config.lora, config.lora_alpha, config.lora_dropout, config.seed)

@@ -32,6 +32,7 @@ def test_types_and_overrides(tmp_path):
         {"betas": [0.9]}, {"betas": [0.9, 1.0]}, {"betas": 0.9}, {"betas": [0.9, None]}, {"eps": 0}, {"clip": 0},
         {"weight_decay": -1}, {"warmup": 1.1}, {"warmup": math.nan}, {"seed": -1}, {"seed": 2**70}, {"workers": -1},
         {"train": []}, {"train": ["tower"]}, {"train": 3}, {"schedule": "step"}, {"recompute": "some"},
+        {"recompute_vision": "some"},
         {"schedule": "warmup_stable_decay", "warmup": 0.5, "decay": 0.6}, {"dtype": "float16"}, {"form": "x"},
         {"device": "tpu"}, {"shard": "zero"}, {"strict": "yes"}, {"data": 5}, {"data": None}, {"data": ["a.json"]},
         {"lora": -1}, {"lora": 4, "train": ["projector"]}, {"lora_dropout": 1.0}, {"beta": 0}, {"sft_weight": -1},
