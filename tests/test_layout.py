@@ -20,6 +20,8 @@ ARROWS = {
     "minilava.train": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.packed", "minilava.inputs",
                        "minilava.model", "minilava.checkpoint", "minilava.data", "minilava.train",
                        "minilava.device", "minilava.store"},
+    "minilava.eval": {"minilava.config", "minilava.errors", "minilava.inputs", "minilava.runtime", "minilava.data",
+                      "minilava.eval", "minilava.generate", "minilava.train.ranks"},
     "minilava.checkpoint": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.checkpoint",
                             "minilava.inputs.geometry"},
 }  # fmt: skip

@@ -26,7 +26,8 @@ def lines(scores, sha="x", task="t"):
 
 
 def test_mcnemar_is_the_exact_binomial_test():
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     for wins, losses in product(range(0, 40, 3), repeat=2):
         if wins + losses:
             assert mcnemar(wins, losses) == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, rel=1e-9)

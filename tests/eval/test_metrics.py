@@ -91,7 +91,8 @@ def test_lmms_choice():
 
 
 def test_rouge_against_the_package():
-    rouge = pytest.importorskip("rouge")
+    import rouge
+
     oracle = rouge.Rouge(metrics=["rouge-l"])
     compared = 0
     for answer, reference in pairs(MANY, seed=4, most=24) + pairs(2000, seed=5, most=60):

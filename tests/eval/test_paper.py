@@ -26,7 +26,7 @@ def test_averages_are_the_means_of_their_columns(name):
 
 
 def test_in_domain_averages_hold_a_column_that_is_not_printed():
-    """Not one of the seven in-domain averages of Table 1 need be the mean of the eight columns beside it; all are off
+    """Not one of the in-domain averages of Table 1 need be the mean of the eight columns beside it; all are off
     by what a ninth would add whose values are those of a multiple choice. The authors' script has such a category,
     visual cloze, that the table leaves out (spec 7.5)."""
     table = tables()["Table 1"]

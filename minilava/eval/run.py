@@ -1,0 +1,246 @@
+"""Answers a suite's items in packed batches, one JSON line per answer on disk; run again, it goes on where it stopped.
+
+OUT/run.json        the settings that answers depend on; a folder never mixes two of them
+OUT/samples.jsonl   all lines in the suite's order, once the run is complete
+OUT/part-R.jsonl    what process R has answered so far
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from minilava.errors import UserError
+from minilava.eval.item import Item
+from minilava.eval.metrics import known, score, yes_or_no
+from minilava.inputs.chat import SYSTEM
+from minilava.inputs.pack import check_length
+from minilava.inputs.sample import MARKERS, Medium, build_sample, place_media
+from minilava.runtime.vlm import VLM, Reply, Request, load_media
+
+SAMPLES, SETTINGS = "samples.jsonl", "run.json"
+BATCH_TOKENS = 32_768  # of a batch: prompts with their pictures, and room for the answers; 16 GB of cache at 7B
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an answer depends on beside the model and the item. asking: options of VLM.request, and frames and pool."""
+
+    scorer: str = "authors"
+    blind: bool = False
+    batch_tokens: int = BATCH_TOKENS
+    skip_bad: bool = False
+    asking: dict = field(default_factory=dict)
+
+
+@dataclass
+class Talk:
+    """An item on its way: its messages so far, the media not yet placed, and a line per answer."""
+
+    item: Item
+    media: list[Medium]
+    messages: list[dict] = field(default_factory=list)
+    lines: list[dict] = field(default_factory=list)
+
+    def ask(self, vlm: VLM, options: Options) -> tuple[Request, dict]:
+        """The next turn's request and the line for its answer. UserError where it cannot be asked.
+
+        In the authors' recipe every turn has a system block of its own, as in their script (spec 10.25). The k-th
+        marker of the talk takes the k-th medium; without any marker all media stand before the first question.
+        """
+        question, reference = self.item.turns[len(self.lines)]
+        count = len(MARKERS.findall(question))
+        if not self.messages and not any(MARKERS.search(q) for q, _ in self.item.turns):
+            count = len(self.media)
+        placed, self.media = self.media[:count], self.media[count:]
+        if self.messages and (options.asking.get("recipe") or vlm.config.recipe) == "authors":
+            self.messages.append({"role": "system", "content": [{"type": "text", "text": SYSTEM}]})
+        self.messages.append({"role": "user", "content": place_media(question, placed)})
+        if len(self.lines) + 1 == len(self.item.turns) and self.media:
+            raise UserError(f"{len(self.media)} more pictures or videos than placeholders")
+        asking = {k: v for k, v in options.asking.items() if k not in ("frames", "pool")}
+        if asking.get("anyres") is None:
+            asking["anyres"] = self.item.anyres
+        request = vlm.request(self.messages, **asking)
+        sample = build_sample(request.messages, vlm.tokenizer, vlm.config, request.recipe)
+        check_length(sample, vlm.config.max_length, request.max_new_tokens)
+        metric = (self.item.own_metric if options.scorer == "lmms-eval" else None) or self.item.metric
+        line = {
+            "id": self.item.id, "turn": len(self.lines), "task": self.item.task, "metric": metric,
+            "question": question, "reference": reference, **self.item.extra,
+            "prompt_sha": hashlib.sha256(np.array(sample.ids, np.int64).tobytes()).hexdigest()[:16],
+            "prompt_tokens": sample.tokens, "image_tokens": sample.image_tokens,
+        }  # fmt: skip
+        return request, line
+
+    def take(self, line: dict, reply: Reply, scorer: str) -> None:
+        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
+        answer = reply.text.strip()
+        metric = line["metric"]
+        said = {"said": yes_or_no(answer)} if metric == "pope" else {}
+        value = score(metric, answer, line["reference"], scorer)
+        self.lines.append(line | {"answer": answer, "finish_reason": reply.finish_reason, "score": value} | said)
+
+
+def start(item: Item, vlm: VLM, options: Options) -> Talk:
+    frames, pool = vlm.take_frames(dict(options.asking))
+    media = load_media(item.media(), frames, pool)
+    if options.blind:
+        media = [Medium(m.kind, [Image.new("RGB", f.size, GREY) for f in m.frames], m.pool) for m in media]
+    return Talk(item, media)
+
+
+def answer(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[list[dict]]:
+    """The lines of every item, an item's together, batch after batch. An item that cannot be asked raises
+    UserError, or, with skip_bad, gives one line with ``error`` and no score."""
+    batch: list[tuple[Talk, Request, dict]] = []
+    tokens = 0
+    for item in items:
+        try:
+            talk = start(item, vlm, options)
+            request, line = talk.ask(vlm, options)
+        except UserError as e:
+            yield [_refuse(item, e, options)]
+            continue
+        rows = line["prompt_tokens"] + request.max_new_tokens
+        if batch and tokens + rows > options.batch_tokens:
+            yield from _converse(vlm, batch, options)
+            batch, tokens = [], 0
+        batch.append((talk, request, line))
+        tokens += rows
+    if batch:
+        yield from _converse(vlm, batch, options)
+
+
+def _refuse(item: Item, error: UserError, options: Options) -> dict:
+    if not options.skip_bad:
+        raise UserError(f"{item.id}: {error} (--skip-bad leaves such samples out and counts them)") from None
+    return {"id": item.id, "turn": 0, "task": item.task, "score": None, "error": str(error)}
+
+
+def _converse(vlm: VLM, batch: Sequence[tuple[Talk, Request, dict]], options: Options) -> Iterator[list[dict]]:
+    """Answer the first turns together, then the second turns of those that have one, and so on."""
+    asked = list(batch)
+    while asked:
+        for (talk, _, line), reply in zip(asked, vlm.batch([r for _, r, _ in asked]), strict=True):
+            talk.take(line, reply, options.scorer)
+        again = [talk for talk, _, _ in asked if len(talk.lines) < len(talk.item.turns)]
+        asked = []
+        for talk in again:
+            try:
+                asked.append((talk, *talk.ask(vlm, options)))
+            except UserError as e:
+                talk.lines.append(_refuse(talk.item, e, options) | {"turn": len(talk.lines)})
+    yield from (talk.lines for talk, _, _ in batch)
+
+
+# --- the folder of a run ----------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a file so far. A last one that a crash cut in half is left out, as are later ones."""
+    lines = []
+    for text in path.read_text("utf-8").split("\n")[:-1] if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def read_run(out: Path) -> tuple[dict, list[dict]]:
+    """(Settings, lines in order) of a finished run. UserError for a folder that holds none."""
+    if not (out / SAMPLES).exists() or not (out / SETTINGS).exists():
+        raise UserError(f"{out} holds no finished run ({SETTINGS}, {SAMPLES}); run the suite with --out {out} first")
+    return json.loads((out / SETTINGS).read_text("utf-8")), read_lines(out / SAMPLES)
+
+
+def write(path: Path, text: str | bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(text.encode() if isinstance(text, str) else text)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from None
+
+
+def write_lines(path: Path, lines: Iterable[dict]) -> None:
+    write(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def same_settings(out: Path, settings: dict) -> None:
+    """UserError where the folder holds answers that were made with others."""
+    path = out / SETTINGS
+    old = json.loads(path.read_text("utf-8")) if path.exists() else settings
+    for key in settings.keys() | old.keys():
+        if settings.get(key) != old.get(key):
+            raise UserError(
+                f"{out} holds a run with {key} {old.get(key)!r}, not {settings.get(key)!r}; give another --out"
+            )
+
+
+def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Options, ranks: Any) -> list[dict]:
+    """All lines in order, the same for any number of processes. ``ranks``: a train.ranks.Ranks."""
+    order = list(items)
+    for metric in dict.fromkeys(item.metric for item in order):
+        known(metric, options.scorer)  # now, not an hour in
+    same_settings(out, settings)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write {out}: {e.strerror or e}") from None
+    if ranks.first:
+        write(out / SETTINGS, json.dumps(settings, indent=1))
+    done = _finished(out, order)
+    mine = order[ranks.rank :: ranks.world]
+    todo = [item for item in mine if item.id not in done]
+    ranks.barrier()  # nobody writes before everybody has read
+    scores = [line["score"] for item in mine for line in done.get(item.id, ())]
+    scores = [s for s in scores if s is not None]
+    part = out / f"part-{ranks.rank}.jsonl"
+    kept = read_lines(part)
+    write_lines(part, kept)  # without a line cut in half
+    bar = tqdm(total=len(mine), initial=len(mine) - len(todo), desc="answering", file=sys.stderr,
+               disable=None if ranks.first else True, unit=" samples")  # fmt: skip
+    with open(part, "a", encoding="utf-8") as f, bar:
+        for lines in answer(vlm, todo, options):
+            f.write("".join(json.dumps(line) + "\n" for line in lines))
+            f.flush()
+            scores += [line["score"] for line in lines if line["score"] is not None]
+            bar.set_postfix_str(f"score {100 * sum(scores) / len(scores):.1f}" if scores else "", refresh=False)
+            bar.update()
+    ranks.barrier()
+    done = _finished(out, order)
+    lines = [line for item in order for line in done[item.id]]
+    ranks.barrier()
+    if ranks.first:
+        write_lines(out / SAMPLES, lines)
+        for path in out.glob("part-*.jsonl"):
+            path.unlink()
+    return lines
+
+
+def _finished(out: Path, items: Sequence[Item]) -> dict[str, list[dict]]:
+    """Item -> its lines, of those whose every turn is in the folder."""
+    done: dict[str, dict[int, dict]] = {}
+    for path in (out / SAMPLES, *sorted(out.glob("part-*.jsonl"))):
+        for line in read_lines(path):
+            done.setdefault(line["id"], {}).setdefault(line["turn"], line)
+    finished = {}
+    for item in items:
+        lines = [line for _, line in sorted(done.get(item.id, {}).items())]
+        if len(lines) == len(item.turns) or lines and "error" in lines[-1]:
+            finished[item.id] = lines
+    return finished
