@@ -23,7 +23,7 @@ from PIL import Image
 import minilava
 from bench import preprocess
 from bench.harness import cpu_limits, in_turns, median, progress, report
-from bench.peers import Transformers
+from bench.transformers_peer import Transformers
 from minilava.checkpoint import write_random
 from minilava.inputs.pack import pack
 from minilava.inputs.pixels import patches

@@ -20,7 +20,7 @@ import minilava
 from bench.end_to_end import CACHE
 from bench.harness import in_turns, median, progress, report
 from bench.micro import limits
-from bench.peers import USABLE, Transformers
+from bench.transformers_peer import USABLE, Transformers
 from minilava.checkpoint import write_random
 from minilava.errors import UserError
 from minilava.inputs.pack import pack

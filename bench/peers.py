@@ -1,104 +1,175 @@
-"""The reference, transformers, behind the few calls that the benchmarks compare with."""
+"""python -m bench.peers [--keep]: quantised inference on a CPU beside transformers, every phase in turns, in one run.
+
+All sides are made from one random 0.5B-shaped checkpoint, written once into a cache folder. minilava's float32 tokens
+are compared with transformers', and the quantised sides with float32, before anything is timed.
+
+Limits, of which the last columns are the shares reached: arithmetic at the rate of PyTorch's integer product (all
+operations of a phase counted, attention's too), reading at the rate of a plain sum.
+    decode   every weight of the decoder in its stored bytes, and 196,608 bytes of keys and values per cached token
+    prefill  2 x 308 M operations a token in the blocks, 4 x 24 x 1024 x L / 2 in causal attention
+    encode   2 x 15.2 M x 26 operations a patch, 4 x 26 x 1152 x 729 in attention
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
-USABLE = 151646  # ids past the tokenizer are padding rows, which minilava never emits (spec 1.5)
+from bench.end_to_end import CACHE, PHOTOS, PROMPT, Ours
+from bench.harness import cpu_limits, in_turns, median, progress, report, table
+from bench.linear_i8 import integer_limit
+from bench.transformers_peer import Transformers
+from minilava.checkpoint import write_random
+from minilava.inputs.pixels import patches
+from minilava.inputs.sample import Recipe
+from minilava.quantize import POLICIES, write_quantized
+
+FLOAT = "transformers float32"
+SIDES = ("int8", "int4", "float32", FLOAT, "transformers bfloat16")
+COLUMNS = ["what", "unit", *SIDES, "int8 ratio", "target", "int8 % of limit", "int4 % of limit"]
+STEPS = 16
 
 
-def siglip_processor():
-    """The Hugging Face SigLIP image processor (its Pillow backend where torchvision is missing) as a function from RGB
-    PIL images to float32 (n, 3, 384, 384)."""
-    import transformers
+class Bench:
+    """The sides, and a row per phase: seconds by side become rates, the ratio is float32 transformers' over int8's."""
 
-    for name in ("SiglipImageProcessorPil", "SiglipImageProcessor"):
-        if hasattr(transformers, name):
-            try:
-                processor = getattr(transformers, name)(
-                    size={"height": 384, "width": 384}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
-                )
-            except ImportError:
-                continue
-            return lambda images: np.stack(processor(images, return_tensors="np")["pixel_values"])
-    raise ImportError("transformers has no SigLIP image processor that runs here")
+    def __init__(self, model: Path, repeats: int):
+        self.repeats = repeats
+        self.ours = {name: Ours(where) for name, where in (*quantised(model).items(), ("float32", model))}
+        self.theirs = {FLOAT: Transformers(model), SIDES[-1]: Transformers(model, dtype=torch.bfloat16)}
+        self.limits = cpu_limits() | {"integer_gops": integer_limit()}
+        g = torch.Generator().manual_seed(0)
+        self.prompts = {n: torch.randint(151_000, (n,), generator=g).tolist() for n in (512, 2048)}
+
+    def row(self, what: str, unit: str, work: float, calls: dict[str, Callable], target: str, floors: dict) -> dict:
+        """work: units of one call. calls give seconds, or are timed as a whole. floors: side -> seconds."""
+        progress(what)
+        times = {side: median(t) for side, t in in_turns(calls, self.repeats).items()}
+        rates = {side: t if unit == "s" else work / t for side, t in times.items()}
+        shares = {f"{side} % of limit": 100 * floor / times[side] for side, floor in floors.items()}
+        return {
+            "what": what,
+            "unit": unit,
+            **rates,
+            "int8 ratio": times[FLOAT] / times["int8"],
+            "target": target,
+        } | shares
+
+    def check(self) -> None:
+        """AssertionError unless the sides answer alike, as far as their precision goes."""
+        progress("check")
+        prompt = self.prompts[512]
+        tokens = self.ours["float32"].decode([prompt], STEPS)[0][0]
+        assert tokens == self.theirs[FLOAT].decode(prompt, STEPS)[0], "float32 tokens differ from transformers'"
+        view = self.view()
+        exact = self.ours["float32"].encode(view)
+        for name, least in (("int8", 0.999), ("int4", 0.999)):  # the tower has 8 bits in both
+            found = torch.nn.functional.cosine_similarity(self.ours[name].encode(view), exact, dim=-1).mean().item()
+            assert found > least, f"{name}: features of a picture have cosine {found:.4f} to float32"
+
+    def view(self) -> torch.Tensor:
+        config = self.ours["float32"].vlm.config
+        photo = Image.open(PHOTOS[0]).convert("RGB")
+        return patches(photo, Recipe("hf").image_config(config), config.vision.patch_size)
+
+    def rows(self) -> list[dict]:
+        model = self.ours["float32"].vlm.model
+        t, v = model.config.text, model.config.vision
+        rate = self.limits["integer_gops"] * 1e9
+        found = []
+
+        view, pixels = self.view(), self.theirs[FLOAT].processor([Image.open(PHOTOS[0]).convert("RGB")])
+        calls = {n: lambda side=side: side.encode(view) for n, side in self.ours.items()}
+        calls |= {n: lambda side=side: side.encode(pixels) for n, side in self.theirs.items()}
+        floor = v.patches * (2 * parameters(model.vision.blocks) + 4 * v.layers * v.width * v.patches) / rate
+        floors = dict.fromkeys(POLICIES, floor)
+        found.append(self.row("encode one view", "views/s", 1, calls, ">= 3.5 and 65 %", floors))
+
+        for n, prompt in self.prompts.items():
+            calls = {s: lambda side=side, p=prompt: side.prefill(p) for s, side in (self.ours | self.theirs).items()}
+            ops = 2 * parameters(model.text.blocks) * n + 4 * t.layers * t.heads * t.head_dim * n * n / 2
+            floors = dict.fromkeys(POLICIES, ops / rate)
+            found.append(self.row(f"prefill {n} tokens", "tokens/s", n, calls, ">= 3.5 and 50 %", floors))
+
+        prompt = self.prompts[512]
+        calls = {n: lambda side=side: side.decode([prompt], STEPS)[1] for n, side in self.ours.items()}
+        calls |= {n: lambda side=side: side.decode(prompt, STEPS)[1] for n, side in self.theirs.items()}
+        cached = 2 * 4 * t.layers * t.kv_heads * t.head_dim * (512 + STEPS / 2)
+        floors = {n: (stored(self.ours[n].vlm.model.text) + cached) / self.limits["read_gbps"] / 1e9 for n in POLICIES}
+        found.append(self.row("decode at 512 tokens", "tokens/s", 1, calls, "80 %, int4 65 %", floors))
+
+        calls = {n: side.answer for n, side in self.ours.items()}
+        calls |= {n: lambda side=side: side.answer(PROMPT, PHOTOS, 32) for n, side in self.theirs.items()}
+        found.append(self.row("two pictures + 32 tokens", "s", 1, calls, ">= 3.5", {}))
+        return found
 
 
-class Transformers:
-    """LlavaForConditionalGeneration from a checkpoint in the Hugging Face dialect."""
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
-    def __init__(self, path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        began = time.perf_counter()
-        self.model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype).eval()
-        self.model = self.model.to(device)
-        self.device, self.dtype = device, dtype
-        self.load_s = time.perf_counter() - began
-        self.version = transformers.__version__
-        self.processor = siglip_processor()
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+def stored(module: torch.nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
 
-    @torch.inference_mode()
-    def decode(self, prompt: list[int], steps: int) -> tuple[list[int], float]:
-        """Greedy tokens after a prompt, and the seconds per step after the first token."""
-        tokens, seconds = self.decode_batch([prompt], steps)
-        return tokens[0], seconds
 
-    @torch.inference_mode()
-    def decode_batch(self, prompts: list[list[int]], steps: int) -> tuple[list[list[int]], float]:
-        """decode() for prompts of one length, so that the peer needs no padding."""
-        ids = torch.tensor(prompts, device=self.device)
-        out = self.model(ids, use_cache=True, logits_to_keep=1)
-        tokens = [out.logits[:, -1, :USABLE].argmax(-1)]
-        self.wait()
-        began = time.perf_counter()
-        for _ in range(steps):
-            out = self.model(tokens[-1][:, None], past_key_values=out.past_key_values, use_cache=True)
-            tokens.append(out.logits[:, -1, :USABLE].argmax(-1))
-        self.wait()
-        return torch.stack(tokens, 1).tolist(), (time.perf_counter() - began) / steps
+def quantised(model: Path) -> dict[str, Path]:
+    """Name -> checkpoint, written beside the float one when absent."""
+    found = {name: model.with_name(f"{model.name}-{name}") for name in POLICIES}
+    for name, path in found.items():
+        if not (path / "config.json").exists():
+            progress(f"quantising to {path}")
+            write_quantized(model, path, name)
+    return found
 
-    def wait(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
 
-    @torch.inference_mode()
-    def prefill(self, prompt: list[int]) -> None:
-        self.model(torch.tensor([prompt], device=self.device), use_cache=True, logits_to_keep=1)
-        self.wait()
+def process(model: Path, *arguments: str) -> tuple[float, dict]:
+    """(Seconds from the start of a process to its end, its JSON) of one question to a checkpoint in the page cache."""
+    command = [sys.executable, "-m", "minilava.generate", "--model", str(model), "--json", *arguments]
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - began, json.loads(done.stdout)
 
-    @torch.inference_mode()
-    def encode(self, pixels: np.ndarray) -> torch.Tensor:
-        """pixels (n, 3, 384, 384) -> projected features (n, 729, D)."""
-        out = self.model.get_image_features(torch.from_numpy(pixels).to(self.device, self.dtype))
-        out = getattr(out, "pooler_output", out)
-        return torch.stack(list(out)) if isinstance(out, list | tuple) else out
 
-    @torch.inference_mode()
-    def first_token(self, ids: list[int], pixels: np.ndarray) -> torch.Tensor:
-        """The last logits, float32 (V,), of a prompt whose image tokens stand for these pixels; waits for them."""
-        given = torch.from_numpy(pixels).to(self.device, self.dtype)
-        ids = torch.tensor([ids], device=self.device)
-        out = self.model(ids, pixel_values=given, use_cache=True, logits_to_keep=1)
-        return out.logits[0, -1].float().cpu()
+def processes(model: Path) -> list[dict]:
+    """Start and memory of a process of its own, int8 and int4."""
+    made = {}
+    for name, path in quantised(model).items():
+        starts = [process(path, "--prompt", "Say yes or no now.", "--max-new-tokens", "1")[0] for _ in range(3)]
+        _, reply = process(path, "--image", str(PHOTOS[0]), "--prompt", "What is it?", "--max-new-tokens", "8")
+        made[name] = min(starts), reply["timings"]["peak_memory_bytes"] / 1e9
+    start = {"what": "start, text prompt, one token", "unit": "s", "target": "<= 2.5"}
+    memory = {"what": "peak memory, one picture", "unit": "GB", "target": "int4 <= 0.65"}
+    return [start | {n: s for n, (s, _) in made.items()}, memory | {n: m for n, (_, m) in made.items()}]
 
-    @torch.inference_mode()
-    def answer(self, prompt: str, photos: Sequence[Path], new_tokens: int) -> list[int]:
-        """Greedy tokens of the port's chat format (spec 5.10), from the files on."""
-        pixels = torch.from_numpy(self.processor([Image.open(p).convert("RGB") for p in photos]))
-        text = f"<|im_start|>user\n{'<image>' * 729 * len(photos)}\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-        ids = torch.tensor([self.tokenizer(text).input_ids])
-        out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels,
-            max_new_tokens=new_tokens, do_sample=False,
-            suppress_tokens=list(range(USABLE, self.model.config.text_config.vocab_size)),
-        )  # fmt: skip
-        return out[0, ids.shape[1] :].tolist()
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", type=Path, default=CACHE / "random-0.5b-hf-float32", help="written when absent")
+    parser.add_argument("--keep", action="store_true", help="append the rows to bench/results/peers.jsonl")
+    args = parser.parse_args()
+    if not (args.model / "config.json").exists():
+        progress(f"writing a random 0.5B checkpoint to {args.model}")
+        write_random(args.model, shape="0.5b", dialect="hf", seed=0, dtype="float32")
+    rows = processes(args.model)
+    bench = Bench(args.model, args.repeats)
+    bench.check()
+    rows = bench.rows() + rows
+    rows = [{c: r.get(c, "") for c in COLUMNS} for r in rows]
+    if args.keep:
+        report("peers", rows, COLUMNS, transformers=bench.theirs[FLOAT].version, limits=bench.limits)
+    else:
+        print(table(rows, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()

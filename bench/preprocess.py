@@ -12,7 +12,7 @@ from PIL import Image
 
 from bench import micro
 from bench.harness import best_of, in_turns, median, report
-from bench.peers import siglip_processor
+from bench.transformers_peer import siglip_processor
 from minilava_kernels import preprocess
 
 VIEW, PATCH = 384, 14

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,6 +56,13 @@ def test_the_same_tokens_alone_in_a_batch_in_chunks_and_on_any_threads(stored):
     ]
     assert [r.token_ids for r in vlm.batch(requests)] == alone
     assert with_threads(3, lambda: answers(minilava.load(path), PROMPTS)) == alone
+
+
+def test_loading_imports_no_compiler(stored):
+    """Which takes longer than all the rest of a start."""
+    _, path = stored
+    code = f"import sys, minilava; minilava.load({str(path)!r}); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_close_to_the_float_model(stored):

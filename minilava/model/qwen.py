@@ -101,7 +101,8 @@ class Qwen(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_rows, config.width)
+        # Given a weight it draws none: on the meta device a draw imports torch's compiler, a second of every start.
+        self.embed = nn.Embedding(config.vocab_rows, config.width, _weight=torch.empty(config.vocab_rows, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, config.eps)
         self.head = None if config.tied else Linear(config.width, config.vocab_rows, bias=False)
