@@ -27,7 +27,15 @@ def world(run: dict) -> str:
     return f"Split {run['split']}, {run['per_task']} questions per task, seed {run['seed']}."
 
 
-TABLES = {f.__name__: f for f in (end_to_end, training, world)}
+def peers(run: dict) -> str:
+    limits = run["limits"]
+    return (
+        f"transformers {run['transformers']}. Limits measured in the same run: {limits['read_gbps']:.1f} GB/s of memory "
+        f"reads, {limits['integer_gops']:.0f} GOP/s of PyTorch's integer product."
+    )
+
+
+TABLES = {f.__name__: f for f in (end_to_end, peers, training, world)}
 
 
 def render(name: str) -> str:
