@@ -30,8 +30,8 @@ def world(run: dict) -> str:
 def peers(run: dict) -> str:
     limits = run["limits"]
     return (
-        f"transformers {run['transformers']}. Limits measured in the same run: {limits['read_gbps']:.1f} GB/s of memory "
-        f"reads, {limits['integer_gops']:.0f} GOP/s of PyTorch's integer product."
+        f"transformers {run['transformers']}. Limits measured in the same run: {limits['read_gbps']:.1f} GB/s of "
+        f"memory reads, {limits['integer_gops']:.0f} GOP/s of PyTorch's integer product."
     )
 
 
