@@ -125,7 +125,9 @@ def load_quantized(path: str | Path, q: Quantization) -> tuple[ModelConfig, dict
             need[f"{module}.scales"] = f"{module}.scales", scales, torch.bfloat16
         else:
             need[name] = stored(name, config.dialect), shape, torch.float32
-    (file,) = _only(find_files(Path(path)), path)
+    file, *others = find_files(Path(path))
+    if others:
+        raise UserError(f"{path} should hold one file of weights, not {len(others) + 1}: quantise the model again")
     entries = read_header(file)
     wrong = [
         key for key, shape, dtype in need.values()
@@ -135,13 +137,6 @@ def load_quantized(path: str | Path, q: Quantization) -> tuple[ModelConfig, dict
     if wrong:
         raise UserError(f"{path} does not match its config.json ({', '.join(wrong[:3])}): quantise the model again")
     return config, map_entries(file, {name: entries[key] for name, (key, _, _) in need.items()})
-
-
-def _only(files: Iterable[Path], path: str | Path) -> list[Path]:
-    files = list(files)
-    if len(files) != 1:
-        raise UserError(f"{path} should hold one file of weights, not {len(files)}: quantise the model again")
-    return files
 
 
 def parser() -> Parser:

@@ -11,9 +11,7 @@ namespace {
 
 // Memory of the calling thread, kept from call to call.
 struct Scratch {
-    std::vector<float> norm, query, key, value, context, gate, up, scales;
-    std::vector<int8_t> rounded;
-    std::vector<int32_t> sums;
+    std::vector<float> norm, query, key, value, context, gate, up;
 };
 
 float* room(std::vector<float>& v, long count) {
@@ -21,26 +19,21 @@ float* room(std::vector<float>& v, long count) {
     return v.data();
 }
 
-// Rounds rows of x once for all matrices that multiply them.
+// Rows of x, rounded once for all matrices that multiply them.
 class Rounded {
   public:
-    Rounded(Scratch& s, const float* x, long m, const MatrixI8& like) : s(s), like(like), m(m) {
-        const long groups = like.k / like.group;
-        if (long(s.rounded.size()) < m * like.k) s.rounded.resize(m * like.k);
-        if (long(s.sums.size()) < m * groups) s.sums.resize(m * groups);
-        quantize_rows({x, s.rounded.data(), room(s.scales, m * groups), s.sums.data(), m, like.width, like.k,
-                       like.group, like.bits});
-    }
+    Rounded(const float* x, long m, const MatrixI8& like)
+        : rows(rounded_rows(x, m, like.width, like.k, like.group, like.bits)), like(like), m(m) {}
 
     void times(const MatrixI8& w, float* y, const float* residual = nullptr) const {
         if (w.width != like.width || w.group != like.group || w.bits != like.bits)
             throw std::invalid_argument("decoder_i8: matrices of one input differ in their format");
-        linear_i8({w.values, w.scales, s.rounded.data(), s.scales.data(), s.sums.data(), w.bias, residual, y, m, w.n,
-                   w.k, w.group, w.bits, Activation::kNone});
+        linear_i8({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, residual, y, m, w.n, w.k, w.group,
+                   w.bits, Activation::kNone});
     }
 
   private:
-    const Scratch& s;
+    const RoundedRows rows;
     const MatrixI8& like;
     const long m;
 };
@@ -66,7 +59,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, float* keys, floa
     float* value = room(s.value, b.rows * kv_width);
     rms_norm(b.x, w.norm1, norm, b.rows, width, eps, false);
     {
-        const Rounded n(s, norm, b.rows, w.q);
+        const Rounded n(norm, b.rows, w.q);
         n.times(w.q, query);
         n.times(w.k, key);
         n.times(w.v, value);
@@ -85,15 +78,15 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, float* keys, floa
     attention({query, keys, values, context, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
                heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr},
               rows, b.cache_rows, false);
-    Rounded(s, context, rows, w.o).times(w.o, b.x, b.x);
+    Rounded(context, rows, w.o).times(w.o, b.x, b.x);
     rms_norm(b.x, w.norm2, norm, rows, width, eps, false);
     float* gate = room(s.gate, rows * w.gate.n);
     float* up = room(s.up, rows * w.gate.n);
     {
-        const Rounded n(s, norm, rows, w.gate);
+        const Rounded n(norm, rows, w.gate);
         n.times(w.gate, gate);
         n.times(w.up, up);
     }
     swiglu({gate, up, gate, nullptr, nullptr, nullptr, rows, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
-    Rounded(s, gate, rows, w.down).times(w.down, b.x, b.x);
+    Rounded(gate, rows, w.down).times(w.down, b.x, b.x);
 }

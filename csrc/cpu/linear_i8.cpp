@@ -15,6 +15,18 @@ void quantize_rows(const QuantizeRows& a) {
     for (long m = 0; m < a.m; ++m) row(a, m);
 }
 
+RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits) {
+    static thread_local std::vector<int8_t> values;
+    static thread_local std::vector<float> scales;
+    static thread_local std::vector<int32_t> sums;
+    const long groups = m * (k / group);
+    // Only ever larger: growing again would clear it again.
+    if (long(values.size()) < m * k) values.resize(m * k);
+    if (long(scales.size()) < groups) scales.resize(groups), sums.resize(groups);
+    quantize_rows({x, values.data(), scales.data(), sums.data(), m, width, k, group, bits});
+    return {values.data(), scales.data(), sums.data()};
+}
+
 void linear_i8(const LinearI8& a) {
     const auto run = SIMD_PICK(linear_i8);
     const long pairs = ((a.n + PANEL - 1) / PANEL + 1) / 2, panels = (a.n + PANEL - 1) / PANEL;
@@ -24,18 +36,6 @@ void linear_i8(const LinearI8& a) {
         const long begin = 2 * (pairs * t / threads), end = 2 * (pairs * (t + 1) / threads);
         run(a, begin, end < panels ? end : panels);
     }
-}
-
-void linear_i8(const float* x, long width, LinearI8 a) {
-    static thread_local std::vector<int8_t> values;
-    static thread_local std::vector<float> scales;
-    static thread_local std::vector<int32_t> sums;
-    values.resize(a.m * a.k);
-    scales.resize(a.m * (a.k / a.group));
-    sums.resize(scales.size());
-    quantize_rows({x, values.data(), scales.data(), sums.data(), a.m, width, a.k, a.group, a.bits});
-    a.x = values.data(), a.x_scales = scales.data(), a.x_sums = sums.data();
-    linear_i8(a);
 }
 
 void dequantize_rows(const uint8_t* weight, const uint16_t* scales, const int64_t* ids, float* y, long m, long width,

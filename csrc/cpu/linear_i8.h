@@ -17,6 +17,14 @@ struct QuantizeRows {
 };
 void quantize_rows(const QuantizeRows& a);
 
+// The same into memory of the calling thread, which its next call overwrites.
+struct RoundedRows {
+    const int8_t* values;
+    const float* scales;
+    const int32_t* sums;
+};
+RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits);
+
 enum class Activation { kNone, kGeluTanh };
 struct LinearI8 {
     const uint8_t* weight;
@@ -31,9 +39,6 @@ struct LinearI8 {
     Activation activation;
 };
 void linear_i8(const LinearI8& a);
-// The same from float rows (m, width), rounded in memory of the calling thread; a.x and its two companions are set
-// here.
-void linear_i8(const float* x, long width, LinearI8 a);
 
 // Rows of the weight as floats: row ids[i] to y + i * width. Ids are checked by the caller.
 void dequantize_rows(const uint8_t* weight, const uint16_t* scales, const int64_t* ids, float* y, long m, long width,
