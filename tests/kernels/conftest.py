@@ -43,3 +43,15 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
     yield memories
     assert memories and all(m[:64].isnan().all() and m[-64:].isnan().all() for m in memories)
+
+
+@pytest.fixture
+def nan_filled(monkeypatch):
+    """Memory that a kernel has to write comes full of NaN."""
+    new_empty = torch.Tensor.new_empty
+
+    def full(self, *args, **options):
+        x = new_empty(self, *args, **options)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", full)

@@ -10,19 +10,9 @@ from minilava_kernels.cross_entropy import cross_entropy, cross_entropy_referenc
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_within
 
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
 IMPLS = ["chunked", "triton"]
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory that a kernel has to write comes full of NaN."""
-    new_empty = torch.Tensor.new_empty
-
-    def full(self, *args, **options):
-        x = new_empty(self, *args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", full)
 
 
 def make(n, d, v, dtype=torch.float32):

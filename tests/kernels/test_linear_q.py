@@ -11,21 +11,11 @@ from minilava_kernels.linear_q import dequantize, linear_q, linear_q_reference, 
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within
 
+pytestmark = pytest.mark.usefixtures("nan_filled")
+
 FORMATS = [(8, 0, False), (8, 32, False), (8, 128, False)]
 FORMATS += [(4, group, zero_point) for group in (32, 64, 128) for zero_point in (False, True)]
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory that a kernel has to write comes full of NaN."""
-    new_empty = torch.Tensor.new_empty
-
-    def full(self, *args, **options):
-        x = new_empty(self, *args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", full)
 
 
 def make(rows, k, n, dtype, form):

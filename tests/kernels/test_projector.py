@@ -8,17 +8,7 @@ from minilava_kernels.projector import projector
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within
 
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """Memory that a kernel has to write comes full of NaN."""
-    new_empty = torch.Tensor.new_empty
-
-    def full(self, *args, **options):
-        x = new_empty(self, *args, **options)
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", full)
+pytestmark = pytest.mark.usefixtures("nan_filled")
 
 
 def make(*shape, k, h, n):
