@@ -1,4 +1,4 @@
-"""python -m minilava.quantize SRC DST --quant int8|int4: quantised checkpoints, which load by memory map.
+"""python -m minilava.quantize SRC DST --quant int8|int4 [--calibrate RECORDS]: checkpoints that load by memory map.
 
 Such a directory is a checkpoint of its dialect whose config.json has a block ``minilava.quantization``:
 {"name", "layout", "bits": {prefix of canonical module names: 8 or 4, 0 for float}, "vocab_rows"}. Instead of
@@ -74,24 +74,35 @@ def read_quantization(path: str | Path) -> Quantization | None:
 
 
 def quantize(
-    tensors: Mapping[str, Tensor], bits: Mapping[str, int], progress: Callable = _quietly
+    tensors: Mapping[str, Tensor],
+    bits: Mapping[str, int],
+    progress: Callable = _quietly,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Canonical name -> tensor, with values and scales in the place of the weights of the modules in ``bits``."""
+    """Canonical name -> tensor, with values and scales in the place of the weights of the modules in ``bits``.
+    importance: of a module's inputs, by its name (minilava.calibrate); it matters at 4 bits."""
     out: dict[str, Tensor] = {}
     for name in progress(list(tensors), "quantising"):
         module = name.removesuffix(".weight")
         if module != name and module in bits:
-            panels = pack(tensors[name], bits[module])
+            panels = pack(tensors[name], bits[module], importance=(importance or {}).get(module))
             out |= {f"{module}.values": panels.values, f"{module}.scales": panels.scales}
         else:
             out[name] = tensors[name].float()
     return out
 
 
-def write_quantized(src: str | Path, dst: str | Path, name: str, progress: Callable = _quietly) -> Path:
+def write_quantized(
+    src: str | Path,
+    dst: str | Path,
+    name: str,
+    progress: Callable = _quietly,
+    importance: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Quantise the checkpoint ``src`` by the policy ``name`` into the new directory ``dst``; returns its weights.
 
-    UserError where src is no whole float checkpoint, holds NaN or infinity, or dst holds a checkpoint already."""
+    importance: see quantize(). UserError where src is no whole float checkpoint, holds NaN or infinity, or dst holds a
+    checkpoint already."""
     dst = Path(dst)
     if read_quantization(src):
         raise UserError(f"{src} is quantised already: quantise the float checkpoint it was made from")
@@ -100,7 +111,7 @@ def write_quantized(src: str | Path, dst: str | Path, name: str, progress: Calla
     if bad := find_non_finite(ck.pieces()):
         raise UserError(f"{src} holds NaN or infinity in {', '.join(bad[:3])}: fetch it again")
     q = Quantization(name, POLICIES[name], ck.config.text.vocab_rows)
-    tensors = quantize(load_tensors(ck), q.modules(ck.config), progress)
+    tensors = quantize(load_tensors(ck), q.modules(ck.config), progress, importance)
     need = expected(ck.config)
     raw = read_json(ck.path / "config.json")
     raw["torch_dtype"] = "float32"
@@ -147,13 +158,20 @@ def parser() -> Parser:
     p.add_argument("src", help="a float checkpoint of either dialect")
     p.add_argument("dst", help="new directory")
     p.add_argument("--quant", choices=POLICIES, required=True)
+    p.add_argument("--calibrate", metavar="RECORDS", help="training records, or a mixture of them (see minilava.data),"
+                   " whose inputs tell which 4-bit weights matter; 128 are read")  # fmt: skip
     return p
 
 
 def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         args = parser().parse_args(argv)
-        file = write_quantized(args.src, args.dst, args.quant, lambda items, what: tqdm(items, what))
+        importance = None
+        if args.calibrate:
+            from minilava.calibrate import calibrate  # which loads models, and those load this module
+
+            importance = calibrate(args.src, args.calibrate)
+        file = write_quantized(args.src, args.dst, args.quant, lambda items, what: tqdm(items, what), importance)
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
     return command(body)

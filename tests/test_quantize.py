@@ -10,10 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minilava
+from minilava.calibrate import mean_squares
 from minilava.checkpoint import open_checkpoint
+from minilava.data.mixture import load_mixture
+from minilava.data.stream import Stream
 from minilava.errors import UserError
 from minilava.quantize import POLICIES, main, read_quantization, write_quantized
 from minilava.runtime.vlm import TINY
+from minilava.tokenizer import Tokenizer
 from tests.numerics import with_threads
 
 
@@ -121,3 +125,33 @@ def test_damaged_files_are_refused(stored, tmp_path):
         save_file({k: v for k, v in (tensors | change).items() if v is not None}, bad / "model.safetensors")
         with pytest.raises(UserError, match="quantise"):
             minilava.load(bad)
+
+
+def test_calibrated_on_records(tmp_path, capsys):
+    """The mean squares are those of the inputs, and weights quantised by them are nearer on inputs of other records."""
+    records = tmp_path / "mixture.yaml"
+    records.write_text("sources: [{name: world, world: all, samples: 40, seed: 7, turns: 4}]")
+    path = tmp_path / "int4"
+    assert main([str(TINY), str(path), "--quant", "int4", "--calibrate", str(records)]) == 0
+    float_model = minilava.load(TINY, dtype="float32").model
+    batch = next(iter(Stream(load_mixture(records), Tokenizer.load(TINY), float_model.config, 2000, seed=5)))
+    found, seen = mean_squares(float_model, [batch.packed]), []
+    block = float_model.text.blocks[2]
+    original = type(block.o).__call__
+    try:
+        type(block.o).__call__ = lambda m, x, *a, **k: (m is block.o and seen.append(x), original(m, x, *a, **k))[1]
+        with torch.inference_mode():
+            hidden = float_model.hidden(batch.packed)
+    finally:
+        type(block.o).__call__ = original
+    torch.testing.assert_close(found["text.blocks.2.o"], seen[0].square().mean(0))
+    torch.testing.assert_close(found["text.embed"], hidden.square().mean(0))
+    plain, weighed = (minilava.load(p, quant=q).model.text.blocks[2].o for p, q in ((TINY, "int4"), (path, None)))
+    exact = original(block.o, seen[0])
+    assert (error := (plain(seen[0]) - exact).square().mean()) > 0
+    assert (weighed(seen[0]) - exact).square().mean() < 0.95 * error
+
+
+def test_calibration_records_that_do_not_exist(tmp_path, capsys):
+    assert main([str(TINY), str(tmp_path / "a"), "--quant", "int4", "--calibrate", str(tmp_path / "no.jsonl")]) == 2
+    assert "no.jsonl" in capsys.readouterr().err and not (tmp_path / "a").exists()

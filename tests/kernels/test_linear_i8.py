@@ -67,10 +67,10 @@ def test_the_same_bits_as_integers(simd, m, n, k, group, bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_extreme_values_do_not_saturate(simd, bits):
-    k, top = 4352, 127 / 128 if bits == 8 else 7 / 8  # whose scale, a power of two, is no rounded one
+    k, top = 4352, 127 / 128 if bits == 8 else 1.0  # whose scale, a power of two, is no rounded one
     x = torch.ones(2, k) * torch.tensor([[1.0], [-1.0]])
     w = torch.full((3, k), top) * torch.tensor([[1.0], [-1.0], [1.0]])
-    w[2, ::2] = -top
+    w[2, ::2] = -top if bits == 8 else -7 / 8
     p = pack(w, bits)
     assert torch.equal(unpack(p), w)
     assert torch.allclose(linear_i8(x, p), x @ w.T, rtol=1e-6, atol=1e-3)
@@ -103,6 +103,7 @@ def test_activations_against_float64(simd, bits, activation):
 @given(st.integers(1, 40), st.integers(1, 150), st.sampled_from([8, 4]), st.sampled_from([None, 32, 96, 128]))
 @settings(max_examples=60, deadline=None)
 def test_packing_loses_half_a_step_at_most(n, k, bits, group):
+    """At 4 bits a whole one where the group has a value almost as far from 0 as its farthest on the other side."""
     w = torch.randn(n, k, generator=torch.Generator().manual_seed(n * k)) * torch.logspace(-3, 3, n)[:, None]
     p = pack(w, bits, group)
     assert (p.n, p.k, p.group) == (n, k, group or GROUPS[bits])
@@ -110,9 +111,22 @@ def test_packing_loses_half_a_step_at_most(n, k, bits, group):
         assert (tuple(p.values.shape), tuple(p.scales.shape)) == shapes(n, k, bits)
     scales = p.scales.transpose(1, 2).flatten(0, 1)[:n].float().repeat_interleave(p.group, 1)[:, :k]
     found = unpack(p)
-    assert ((found - w).abs() <= scales * 0.5000001).all()
+    half = scales.abs() * (0.5000001 if bits == 8 else 0.52)  # at 4 bits a scale is rounded either way, by 1/256
+    beyond = w / scales > 7.5 if bits == 4 else torch.zeros_like(w, dtype=torch.bool)
+    assert ((found - w).abs() <= half)[~beyond].all()
+    assert ((found - w).abs() <= scales.abs() * 1.05)[beyond].all()
     rows = torch.tensor([[n - 1, 0], [n // 2, 0]])
     assert torch.equal(unpack(p, rows), found[rows])
+
+
+@given(st.integers(1, 20), st.integers(1, 100), st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_importance_lowers_the_error_it_measures(n, k, seed):
+    g = torch.Generator().manual_seed(seed)
+    w, h = torch.randn(n, k, generator=g), torch.rand(k, generator=g) ** 4 + 1e-6
+    plain, searched = ((unpack(pack(w, 4, importance=i)) - w).square() @ h for i in (None, h))
+    assert (searched <= plain * 1.00001).all()
+    assert n * k < 500 or searched.sum() < 0.95 * plain.sum()
 
 
 def test_rows_are_rounded_as_the_reference_rounds_them(simd):
