@@ -109,29 +109,33 @@ void bind_decoder_i8(py::module_& m) {
             "run",
             [](const DecoderI8& d, uintptr_t x, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
                uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences,
-               long lasts, long table_rows, long cache_rows, float scale, const std::vector<uintptr_t>& keys,
+               long lasts, long table_rows, long cache_rows, float scale, bool half_cache, const std::vector<uintptr_t>& keys,
                const std::vector<uintptr_t>& values) {
-                std::vector<float*> k, v;
-                for (const uintptr_t p : keys) k.push_back(at<float>(p));
-                for (const uintptr_t p : values) v.push_back(at<float>(p));
+                std::vector<void*> k, v;
+                for (const uintptr_t p : keys) k.push_back(at<void>(p));
+                for (const uintptr_t p : values) v.push_back(at<void>(p));
                 d.run({at<float>(x), at<float>(cos), at<float>(sin), at<int64_t>(positions), at<int64_t>(slots),
                        at<int32_t>(cu_q), at<int32_t>(k_start), at<int32_t>(k_len), at<int64_t>(last), rows, sequences,
-                       lasts, table_rows, cache_rows, scale},
+                       lasts, table_rows, cache_rows, scale, half_cache},
                       k, v);
             },
             without_gil);
 }
 
 void bind_attention(py::module_& m) {
+    py::enum_<Kind>(m, "Kind")
+        .value("float32", Kind::kFloat)
+        .value("bfloat16", Kind::kBfloat16)
+        .value("half_cache", Kind::kHalfCache);
     m.def(
         "attention",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len,
            long queries, long rows, long sequences, long heads, long kv_heads, long dim, long q_stride, long k_stride,
-           long v_stride, bool causal, float scale, bool is_bf16, uintptr_t lse) {
+           long v_stride, bool causal, float scale, Kind kind, uintptr_t lse) {
             attention({at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<int32_t>(cu_q), at<int32_t>(k_start),
                        at<int32_t>(k_len), sequences, heads, kv_heads, dim, q_stride, k_stride, v_stride, causal, scale,
                        at<float>(lse)},
-                      queries, rows, is_bf16);
+                      queries, rows, kind);
         },
         without_gil);
     m.def(
@@ -169,10 +173,10 @@ void bind_rope_kv(py::module_& m) {
         "rope_kv",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
            uintptr_t k_cache, uintptr_t v_cache, long rows, long heads, long kv_heads, long dim, long table_rows,
-           long cache_rows, long q_stride, long k_stride, long v_stride) {
+           long cache_rows, long q_stride, long k_stride, long v_stride, bool half_cache) {
             rope_kv({at<float>(q), at<float>(k), at<float>(v), at<float>(cos), at<float>(sin), at<int64_t>(positions),
-                     at<int64_t>(slots), at<float>(k_cache), at<float>(v_cache), rows, heads, kv_heads, dim, table_rows,
-                     cache_rows, q_stride, k_stride, v_stride});
+                     at<int64_t>(slots), at<void>(k_cache), at<void>(v_cache), rows, heads, kv_heads, dim, table_rows,
+                     cache_rows, q_stride, k_stride, v_stride, half_cache});
         },
         without_gil);
     m.def(

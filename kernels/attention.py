@@ -25,12 +25,15 @@ except ImportError:
     _C = None
 
 _DTYPES = (torch.float32, torch.bfloat16)  # of the native kernels
+_HALF_CACHE = (torch.float32, torch.float16, torch.float16)  # of q, k and v, which they take as well, without gradients
+_KINDS = {} if _C is None else {torch.float32: _C.Kind.float32, torch.bfloat16: _C.Kind.bfloat16}
 _MAX_DIM = {"triton": 128, "library": 256}
 
 
 def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
     """One sequence after the other: scores in q's dtype, softmax in float32. A query that sees no key gives zeros."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = k.to(q.dtype), v.to(q.dtype)
     share = q.shape[1] // k.shape[1]
     ends, starts, lengths = cu_q.tolist(), k_start.tolist(), k_len.tolist()
     outputs = []
@@ -52,7 +55,7 @@ def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
 
 
 def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, scale=None, impl=None):
-    """q (T, H, K), k and v (R, G, K) -> (T, H, K).
+    """q (T, H, K), k and v (R, G, K) -> (T, H, K). All of one dtype; on a CPU a float16 cache serves float32 queries.
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
@@ -127,7 +130,8 @@ def _lengths_agree(cu_q, k_len) -> bool:
 def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
     """(out, log-sum-exp of the scores (T, H)), the second None natively if it is not to be kept."""
     (t, h, d), (r, g, _), s = q.shape, k.shape, k_len.shape[0]
-    dtypes = q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES)
+    half = impl == "native" and (q.dtype, k.dtype, v.dtype) == _HALF_CACHE
+    dtypes = half or (q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES))
     if k.shape != v.shape or k.shape[2] != d or h % g or not dtypes:
         raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
     if cu_q.shape[0] != s + 1 or k_start.shape[0] != s or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32:
@@ -145,7 +149,7 @@ def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
     _C.attention(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), cu_q.data_ptr(), k_start.data_ptr(),
         k_len.data_ptr(), t, r, s, h, g, d, q.stride(0), k.stride(0), v.stride(0), causal, scale,
-        q.dtype is torch.bfloat16, lse.data_ptr() if keep else 0,
+        _C.Kind.half_cache if half else _KINDS[q.dtype], lse.data_ptr() if keep else 0,
     )  # fmt: skip
     return out, lse
 

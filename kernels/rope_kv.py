@@ -15,7 +15,10 @@ try:
 except ImportError:
     _C = None
 
-_DTYPES = (torch.float32, torch.bfloat16)  # of the native rope; the native rope_kv takes float32
+_DTYPES = (
+    torch.float32,
+    torch.bfloat16,
+)  # of the native rope; rope_kv: float32, and a cache of float16
 
 
 def rotate_reference(x, cos, sin):
@@ -94,8 +97,13 @@ def rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl=None):
     if cos.shape[1] != d // 2 or cos.shape != sin.shape or positions.shape != (t,) or slots.shape != (t,):
         raise ValueError("rope_kv: cos and sin must be (P, K / 2), positions and slots (T)")
     dtypes = {x.dtype for x in (q, k, v, cos, sin, k_cache, v_cache)}
-    if len(dtypes) > 1 or (impl == "native" and dtypes != {torch.float32}):
-        raise ValueError("rope_kv: the native kernel takes float32 only, and any kernel one dtype")
+    if impl == "native":
+        good = dtypes - {torch.float16} == {torch.float32} and k_cache.dtype == v_cache.dtype
+        good &= all(x.dtype == torch.float32 for x in (q, k, v, cos, sin))
+    else:
+        good = len(dtypes) == 1
+    if not good:
+        raise ValueError("rope_kv: the native kernel takes float32 and caches of float32 or float16, others one dtype")
     if not positions.dtype == slots.dtype == torch.int64:
         raise ValueError("rope_kv: positions and slots must be int64")
     if not (q.stride(1) == k.stride(1) == v.stride(1) == 1 and k_cache.is_contiguous() and v_cache.is_contiguous()):
@@ -111,7 +119,8 @@ def implementation(q, k_cache) -> str:
         return "reference"
     if q.device.type == "cuda" and q.dtype == k_cache.dtype != torch.float64:
         return "triton"
-    native = _C is not None and q.device.type == "cpu" and q.dtype == k_cache.dtype == torch.float32
+    native = q.dtype == torch.float32 and k_cache.dtype in (torch.float32, torch.float16)
+    native = native and _C is not None and q.device.type == "cpu"
     return "native" if native else "reference"
 
 
@@ -123,7 +132,7 @@ def _rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl):
     rows, g, d = k_cache.shape
     addresses = (x.data_ptr() for x in (q, k, v, cos, sin, positions, slots, k_cache, v_cache))
     strides = q.stride(0), k.stride(0), v.stride(0)
-    _C.rope_kv(*addresses, len(q), q.shape[1] // d, g, d, len(cos), rows, *strides)
+    _C.rope_kv(*addresses, len(q), q.shape[1] // d, g, d, len(cos), rows, *strides, k_cache.dtype is torch.float16)
 
 
 register(

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import mmap
+import struct
 import subprocess
 import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import minilava
@@ -15,6 +18,7 @@ from minilava.checkpoint import open_checkpoint
 from minilava.data.mixture import load_mixture
 from minilava.data.stream import Stream
 from minilava.errors import UserError
+from minilava.model.linear import Quantized
 from minilava.quantize import POLICIES, main, read_quantization, write_quantized
 from minilava.runtime.vlm import TINY
 from minilava.tokenizer import Tokenizer
@@ -155,3 +159,26 @@ def test_calibrated_on_records(tmp_path, capsys):
 def test_calibration_records_that_do_not_exist(tmp_path, capsys):
     assert main([str(TINY), str(tmp_path / "a"), "--quant", "int4", "--calibrate", str(tmp_path / "no.jsonl")]) == 2
     assert "no.jsonl" in capsys.readouterr().err and not (tmp_path / "a").exists()
+
+
+def test_weights_of_the_tower_are_let_go_and_come_back(stored):
+    """After a picture only the last block's memory, which shares pages with its neighbours, may still be resident."""
+    _, path = stored
+    vlm = minilava.load(path, cache_bytes=0)
+    picture = Image.new("RGB", (90, 120), (200, 30, 40))
+    first = vlm.generate("<image>\nWhat is it?", [picture], max_new_tokens=4).token_ids
+    blocks = [[m.values for m in b.modules() if isinstance(m, Quantized)] for b in vlm.model.vision.blocks]
+    assert resident(v for b in blocks for v in b) < 0.4
+    assert resident(m.values for m in vlm.model.text.modules() if isinstance(m, Quantized)) > 0.6
+    assert vlm.generate("<image>\nWhat is it?", [picture], max_new_tokens=4).token_ids == first
+
+
+def resident(tensors) -> float:
+    """Share of the tensors' whole pages that are in this process's memory."""
+    with open("/proc/self/pagemap", "rb") as f:
+        pages = []
+        for t in tensors:
+            first, last = -(-t.data_ptr() // mmap.PAGESIZE), (t.data_ptr() + t.nbytes) // mmap.PAGESIZE
+            f.seek(8 * first)
+            pages += [e >> 63 for e in struct.unpack(f"{last - first}Q", f.read(8 * (last - first)))]
+    return sum(pages) / len(pages)

@@ -23,7 +23,8 @@ constexpr long WIDEST = 64;        // keys in the widest panel, and a multiple o
 
 long up(long n, long to) { return (n + to - 1) / to * to; }
 
-template <class E>
+// E: of the queries and the output, C: of the keys and values.
+template <class E, class C>
 void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
     const long own = omp_get_max_threads() * SIMD_PICK(block_scratch)(a.dim), share = a.heads / a.kv_heads;
     std::vector<Pack> packs;
@@ -40,7 +41,7 @@ void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
             const bool last = i + 1 == sequences.size() && g + 1 == a.kv_heads;
             if (used < BUDGET && !last) continue;
             float* memory = attention_scratch(up(own, 16) + used);
-            SIMD_PICK(attend_blocks<E>)
+            SIMD_PICK(attend_blocks<E, C>)
             (a, packs.data(), packs.size(), blocks.data(), blocks.size(), memory + up(own, 16), memory);
             packs.clear();
             blocks.clear();
@@ -48,7 +49,7 @@ void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
         }
 }
 
-template <class E>
+template <class E, class C>
 void attend_rows(const Attention& a, const std::vector<long>& sequences) {
     const auto keys_of = [&](long s, long row) {
         return std::max(0L, a.causal ? long(a.k_len[s]) - (a.cu_q[s + 1] - 1 - row) : long(a.k_len[s]));
@@ -75,19 +76,19 @@ void attend_rows(const Attention& a, const std::vector<long>& sequences) {
     joins.push_back(chunks.size());
     const long each = heads * share * CHUNK;
     float* memory = attention_scratch(threads * each + partials);
-    SIMD_PICK(attend_chunks<E>)
+    SIMD_PICK(attend_chunks<E, C>)
     (a, chunks.data(), chunks.size(), joins.data(), joins.size() - 1, memory + threads * each, memory, each);
 }
 
-template <class E>
+template <class E, class C>
 void attend(const Attention& a) {
     std::vector<long> few, many;
     for (long s = 0; s < a.sequences; ++s) {
         const long queries = a.cu_q[s + 1] - a.cu_q[s];
         if (queries) (queries <= FEW || a.k_len[s] == 0 ? few : many).push_back(s);
     }
-    if (!few.empty()) attend_rows<E>(a, few);
-    if (!many.empty()) attend_prompts<E>(a, many);
+    if (!few.empty()) attend_rows<E, C>(a, few);
+    if (!many.empty()) attend_prompts<E, C>(a, many);
 }
 
 }  // namespace
@@ -105,11 +106,18 @@ float* attention_scratch(long floats) {
     return memory.get();
 }
 
-void attention(const Attention& a, long queries, long rows, bool is_bf16) {
+void attention(const Attention& a, long queries, long rows, Kind kind) {
     bool fits = a.cu_q[0] == 0 && a.cu_q[a.sequences] == queries;
     for (long s = 0; s < a.sequences; ++s)
         fits &= a.cu_q[s] <= a.cu_q[s + 1] && a.k_start[s] >= 0 && a.k_len[s] >= 0 &&
                 long(a.k_start[s]) + a.k_len[s] <= rows;
     if (!fits) throw std::invalid_argument("attention: cu_q, k_start or k_len reach outside the queries or the keys");
-    is_bf16 ? attend<bf16>(a) : attend<float>(a);
+    switch (kind) {
+        case Kind::kFloat:
+            return attend<float, float>(a);
+        case Kind::kBfloat16:
+            return attend<bf16, bf16>(a);
+        case Kind::kHalfCache:
+            return attend<float, f16>(a);
+    }
 }

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 struct Attention {
-    const void *q, *k, *v;                  // rows of heads * dim and kv_heads * dim, all float32 or all bfloat16
+    const void *q, *k, *v;                  // rows of heads * dim and kv_heads * dim
     void* out;                              // (queries, heads, dim), contiguous
     const int32_t *cu_q, *k_start, *k_len;  // sequence s: queries cu_q[s]..cu_q[s + 1], keys k_start[s] + 0..k_len[s]
     long sequences, heads, kv_heads, dim;
@@ -26,8 +26,10 @@ struct Chunk {  // some keys against one query row, for the heads of some kv hea
     long partial;  // where (floats) per head lie: maximum, sum, and dim accumulated values
 };
 
+// kFloat and kBfloat16: all tensors; kHalfCache: k and v are float16, q and out float32.
+enum class Kind { kFloat, kBfloat16, kHalfCache };
 // `queries` and `rows` are the rows of q and of k; throws std::invalid_argument if the offsets do not fit them.
-void attention(const Attention& a, long queries, long rows, bool is_bf16);
+void attention(const Attention& a, long queries, long rows, Kind kind);
 
 // Gradients where keys are packed as queries are: sequence s has the rows cu[s]..cu[s + 1] of q, k and v.
 struct AttentionBackward {

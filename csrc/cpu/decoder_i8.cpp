@@ -44,13 +44,13 @@ void gather(const float* from, float* to, const int64_t* rows, long count, long 
 
 }  // namespace
 
-void DecoderI8::run(const Batch& b, const std::vector<float*>& keys, const std::vector<float*>& values) const {
+void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::vector<void*>& values) const {
     if (keys.size() != blocks.size() || values.size() != blocks.size())
         throw std::invalid_argument("decoder_i8: a cache for every block is needed");
     for (size_t i = 0; i < blocks.size(); ++i) block(blocks[i], b, keys[i], values[i], i + 1 == blocks.size());
 }
 
-void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, float* keys, float* values, bool final) const {
+void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
     static thread_local Scratch s;
     const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
     float* norm = room(s.norm, b.rows * width);
@@ -65,7 +65,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, float* keys, floa
         n.times(w.v, value);
     }
     rope_kv({query, key, value, b.cos, b.sin, b.positions, b.slots, keys, values, b.rows, heads, kv_heads, dim,
-             b.table_rows, b.cache_rows, query_width, kv_width, kv_width});
+             b.table_rows, b.cache_rows, query_width, kv_width, kv_width, b.half_cache});
     long rows = b.rows;
     std::vector<int32_t> single;
     if (final && b.lasts) {  // keys and values are made for all rows, everything after them for these alone
@@ -77,7 +77,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, float* keys, floa
     float* context = room(s.context, rows * query_width);
     attention({query, keys, values, context, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
                heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr},
-              rows, b.cache_rows, false);
+              rows, b.cache_rows, b.half_cache ? Kind::kHalfCache : Kind::kFloat);
     Rounded(context, rows, w.o).times(w.o, b.x, b.x);
     rms_norm(b.x, w.norm2, norm, rows, width, eps, false);
     float* gate = room(s.gate, rows * w.gate.n);

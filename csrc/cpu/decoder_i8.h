@@ -29,14 +29,16 @@ class DecoderI8 {
         const int64_t* last;                    // (lasts): the last row of every sequence, the only ones wanted
         long rows, sequences, lasts, table_rows, cache_rows;
         float scale;
+        bool half_cache;
     };
-    // caches: keys and values of every block, (cache_rows, kv_heads, dim). Throws as rope_kv and attention do.
-    void run(const Batch& b, const std::vector<float*>& keys, const std::vector<float*>& values) const;
+    // caches: keys and values of every block, (cache_rows, kv_heads, dim), float32 or float16. Throws as rope_kv and
+    // attention do.
+    void run(const Batch& b, const std::vector<void*>& keys, const std::vector<void*>& values) const;
 
     std::vector<DecoderBlockI8> blocks;
 
   private:
-    void block(const DecoderBlockI8& w, const Batch& b, float* keys, float* values, bool final) const;
+    void block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const;
     const long heads, kv_heads, dim;
     const float eps;
 };

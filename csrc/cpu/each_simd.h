@@ -14,6 +14,9 @@ namespace {
 struct bf16 {
     uint16_t bits;
 };
+struct f16 {  // IEEE half precision
+    uint16_t bits;
+};
 
 namespace portable {
 #define SIMD_WIDTH 4
@@ -24,7 +27,7 @@ namespace portable {
 
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 namespace avx2 {
 #define SIMD_WIDTH 8
 #include "vec.inc"
@@ -34,7 +37,7 @@ namespace avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 namespace avx512 {
 #define SIMD_WIDTH 16
 #include "vec.inc"

@@ -45,7 +45,7 @@ void rope_kv(const RopeKv& a) {
     for (long r = 0; r < a.rows; ++r)
         if (a.positions[r] < 0 || a.positions[r] >= a.table_rows || a.slots[r] < 0 || a.slots[r] >= a.cache_rows)
             throw std::out_of_range("rope_kv: a position is outside the tables or a slot outside the cache");
-    SIMD_PICK(rope_kv)(a);
+    a.half_cache ? SIMD_PICK(rope_kv<f16>)(a) : SIMD_PICK(rope_kv<float>)(a);
 }
 
 void rope(const Rope& a, bool is_bf16) { is_bf16 ? SIMD_PICK(rope<bf16>)(a) : SIMD_PICK(rope<float>)(a); }

@@ -18,7 +18,8 @@ bool has(int wanted) {
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vnni");
     }
-    if (wanted == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (wanted == 1)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
     return wanted == 0;
 }

@@ -19,10 +19,10 @@ void set_simd(const std::string& name);
 
 // The copy of a function made by each_simd.h for the level in force.
 #if defined(__x86_64__)
-#define SIMD_PICK(f)                                          \
-    (minilava::simd() == minilava::Simd::kAvx512 ? &avx512::f \
-     : minilava::simd() == minilava::Simd::kAvx2 ? &avx2::f   \
-                                                 : &portable::f)
+#define SIMD_PICK(...)                                        \
+    (minilava::simd() == minilava::Simd::kAvx512 ? &avx512::__VA_ARGS__ \
+     : minilava::simd() == minilava::Simd::kAvx2 ? &avx2::__VA_ARGS__   \
+                                                 : &portable::__VA_ARGS__)
 #else
-#define SIMD_PICK(f) (&portable::f)
+#define SIMD_PICK(...) (&portable::__VA_ARGS__)
 #endif

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,3 +85,18 @@ def map_entries(path: Path, entries: dict[str, Entry]) -> dict[str, Tensor]:
     """Tensors of one file as views of a private map: no copy, pages come in on first use, writes never reach disk."""
     with opened(path) as f:
         return {name: f.get_tensor(e.key) for name, e in entries.items()}
+
+
+def drop_pages(tensor: Tensor) -> None:
+    """Let go of the resident memory of a tensor of map_entries that was only read: it stays in the file's cache, from
+    which the next use takes it again. What was written to it is lost."""
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = tensor.data_ptr() + tensor.nbytes - first
+    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def trim() -> None:
+    """Give back the memory that C's allocator holds free, where it can (glibc)."""
+    if release := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        release(0)

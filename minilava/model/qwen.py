@@ -155,6 +155,12 @@ class Qwen(nn.Module):
         return linear(hidden, self.embed.weight)
 
     @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values: half precision beside quantised weights, whose errors are larger; else as computed."""
+        quantised = len(self.blocks) and isinstance(self.blocks[0].q, QuantizedLinear)
+        return torch.float16 if quantised else self.norm.weight.dtype
+
+    @property
     def output_weight(self) -> Tensor:
         """(V, D)."""
         return self.embed.weight if self.head is None else self.head.weight

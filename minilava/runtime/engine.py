@@ -138,7 +138,7 @@ class Engine:
         return rows
 
     def _cache(self, capacities: list[int]) -> KVCache:
-        return KVCache(self.model.config.text, capacities, self.dtype, self.device)
+        return KVCache(self.model.config.text, capacities, self.model.text.cache_dtype, self.device)
 
     def _keep(self, rows: Tensor, cache: KVCache, samplers: list[Sampler]) -> None:
         """Leave the cache of a batch of one sample to the next: it holds the prompt and all tokens but the last."""

@@ -59,6 +59,20 @@ def test_bfloat16(simd, case):
     check(make(*case, dtype=torch.bfloat16), True)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_float16_cache_is_that_cache_in_float32(simd, case):
+    """To the bit: its values are exact in float32, and everything else is the same."""
+    q, k, v, *rest = make(*case)
+    k, v = k.half(), v.half()
+    k[0, 0, :3], v[-1, -1, :2] = torch.tensor([6e-8, -5.9e-5, 65504.0]), torch.tensor([-0.0, 3e-5])
+    assert torch.equal(attention(q, k, v, *rest, True), attention(q, k.float(), v.float(), *rest, True))
+    torch.testing.assert_close(
+        attention(q, k, v, *rest, True, impl="reference"), attention_reference(q, k.float(), v.float(), *rest, True)
+    )
+    with pytest.raises(ValueError):
+        attention(q, k, v.float(), *rest, True, impl="native")
+
+
 def test_scale_and_large_scores(simd):
     check(make([50, 1], [50, 300], 2, 2, 64), True, scale=8.0)
 

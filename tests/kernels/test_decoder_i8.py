@@ -29,9 +29,9 @@ def make(bits):
     return model
 
 
-def steps(model, one_by_one=False):
+def steps(model, one_by_one=False, dtype=torch.float32):
     """Hidden rows of prompts in two chunks, of single steps, alone and together, and of last rows; then the cache."""
-    cache, g = KVCache(CONFIG, [40, 30], torch.float32, torch.device("cpu")), torch.Generator().manual_seed(5)
+    cache, g = KVCache(CONFIG, [40, 30], dtype, torch.device("cpu")), torch.Generator().manual_seed(5)
     found, whole = [], model._native
     model._native = (lambda _: None) if one_by_one else whole
     for sequences, counts in (([0], [20]), ([0, 1], [7, 13]), ([0, 1], [1, 1]), ([1], [1]), ([0, 1], [3, 4])):
@@ -45,9 +45,10 @@ def steps(model, one_by_one=False):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_same_bits_as_block_by_block(simd, bits):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_same_bits_as_block_by_block(simd, bits, dtype):
     model = make(bits)
-    at_once, single = steps(model), steps(model, one_by_one=True)
+    at_once, single = steps(model, dtype=dtype), steps(model, one_by_one=True, dtype=dtype)
     assert model._decoder is not None and at_once[4].shape == (2, CONFIG.width)
     assert all(torch.equal(a, b) for a, b in zip(at_once, single, strict=True))
 

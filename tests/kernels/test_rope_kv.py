@@ -33,6 +33,23 @@ def test_native(simd, t, h, g, d):
     assert torch.equal(native[2], plain[2])
 
 
+@pytest.mark.parametrize(("t", "g", "d"), [(1, 2, 64), (7, 2, 80), (300, 1, 72), (3, 1, 2)])
+def test_a_float16_cache_holds_the_nearest_halves(simd, t, g, d):
+    """All magnitudes: what rounds to zero, subnormal, to the largest half and to infinity, ties and NaN."""
+    q, k, v, cos, sin, positions, cache, slots = make(t, 2, g, d)
+    scale = torch.logspace(-9, 5.5, v.shape[1])
+    v = (v * scale).half().float() * (1 + 2**-11 * torch.randint(-1, 2, v.shape))  # ties as well
+    v[-1, :2] = torch.tensor([float("nan"), 65520.0])
+    single, half = cache.clone(), cache.half()
+    rope_kv(q.clone(), k, v, cos, sin, positions, single, cache.clone(), slots)
+    values = half.clone()
+    rope_kv(q.clone(), k, v, cos, sin, positions, half, values, slots)
+    assert torch.equal(half, single.half())
+    want = torch.zeros_like(values)
+    want[slots] = v.reshape(t, g, d).half()
+    torch.testing.assert_close(values, want, rtol=0, atol=0, equal_nan=True)
+
+
 def test_rotates_a_strided_q_in_place():
     q, k, v, cos, sin, positions, cache, slots = make(9, 2, 1, 64)
     want = run(q, k, v, cos, sin, positions, cache, slots, "native")[0]
