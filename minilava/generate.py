@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=DTYPES, default="auto")
     p.add_argument("--quant", choices=("none", "int8", "int4"), default="none")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--threads", type=int, metavar="N", help="default: the physical cores this process may use")
     p.add_argument("--draft", type=int, default=0, metavar="N", help="guess N tokens a step; the same text, sooner")
     p.add_argument("--cache-dir", metavar="DIR", help="keep encoded pictures there for the next run")
     p.add_argument(
@@ -113,8 +114,10 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--chat and --json do not go together")
     if not args.chat and not args.media and not args.prompt:
         raise UserError("nothing to answer: give --prompt, or --image, --video or --views")
+    from minilava.device import use_threads
     from minilava.runtime.vlm import load  # torch is only imported once the arguments are sound
 
+    use_threads(args.threads)
     vlm = load(args.model, args.device, args.dtype, args.quant, args.cache_mb << 20, args.cache_dir)
     vlm.progress = progress_bars
     if args.chat:

@@ -25,7 +25,7 @@ FLAGS = {
     "--help", "--model", "--image", "--video", "--views", "--frames", "--prompt", "--chat", "--layout", "--recipe",
     "--anyres", "--no-anyres", "--pool", "--newline", "--max-new-tokens", "--temperature", "--top-p", "--top-k",
     "--repetition-penalty", "--seed", "--dtype", "--quant", "--device", "--json", "-h", "--draft", "--cache-dir",
-    "--cache-mb",
+    "--cache-mb", "--threads",
 }  # fmt: skip
 TIMINGS = {
     "load_s", "media_s", "preprocess_s", "encode_s", "prefill_s", "decode_s", "ttft_s", "prefill_tokens_per_s",
