@@ -36,10 +36,10 @@ from minilava.inputs.pixels import patches
 from minilava.inputs.sample import Recipe
 from minilava.quantize import POLICIES, write_quantized
 
-FLOAT = "transformers float32"
+FLOAT, BFLOAT = "transformers float32", "transformers bfloat16"
 LLAMA = {f"llama.cpp {kind}": kind for kind in llamacpp.KINDS}
 OPENVINO = {f"OpenVINO {kind}": kind for kind in ("int8", "int4")}
-SIDES = ("int8", "int4", "float32", FLOAT, "transformers bfloat16", *LLAMA, *OPENVINO)
+SIDES = ("int8", "int4", "float32", FLOAT, BFLOAT, *LLAMA, *OPENVINO)
 # Ours over the peers': int8 over transformers' float32, over the best of the 8-bit peers, and int4 over the 4-bit ones.
 RATIOS = {"int8 ratio": ("int8", (FLOAT,)), "to the best 8-bit peer": ("int8", ("llama.cpp Q8_0", "OpenVINO int8")),
           "to the best 4-bit peer": ("int4", ("llama.cpp Q4_0", "OpenVINO int4"))}  # fmt: skip
@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, model: Path, repeats: int, openvino: Path | None):
         self.repeats = repeats
         self.ours = {name: Ours(where) for name, where in (*quantised(model).items(), ("float32", model))}
-        self.theirs = {FLOAT: Transformers(model), SIDES[-1]: Transformers(model, dtype=torch.bfloat16)}
+        self.theirs = {FLOAT: Transformers(model), BFLOAT: Transformers(model, dtype=torch.bfloat16)}
         self.text_only = {}  # these have no tower
         if llamacpp.installed():
             for name, kind in LLAMA.items():

@@ -1,4 +1,4 @@
-"""python -m bench.quality [--keep]: what quantisation costs a real language model, beside llama.cpp's formats.
+"""python -m bench.quality [--world] [--keep]: what quantisation costs a language model, beside llama.cpp's formats.
 
 SmolLM2-135M over 20,480 tokens of Python's language reference (pydoc_data.topics), in windows of 1,024. Every side
 starts from the same float32 weights, those of the package's 4-bit file. perplexity: exp of the mean negative log
@@ -7,6 +7,8 @@ same: share of positions at which the likeliest token is the same. calibrated: o
 
 llama.cpp itself runs where llama-cpp-python is installed. "weights alone" puts the values that its files hold into
 minilava's float32 model: its own rounding of activations is left out, and nothing has to be built.
+
+--world: instead, the embedded model's accuracy on the M4 world, per scenario, in percent (bench.world's questions).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench import llamacpp, smollm2
+import minilava
+from bench import llamacpp, smollm2, world
 from bench.harness import progress, report, table
 from minilava.calibrate import mean_squares
 from minilava.inputs.pack import pack
@@ -109,11 +112,26 @@ def measure(found: dict[str, tuple[float, Side]], ids: list[int], window: int = 
     return rows
 
 
+def on_the_world(per_task: int) -> list[dict]:
+    rows: dict[str, dict] = {}
+    for quant in ("none", *POLICIES):
+        by_task = world.measure(minilava.load(dtype="float32", quant=quant), "test", per_task, seed=0, blind=False)
+        for name, row in world.means(by_task).items():
+            side = "float32" if quant == "none" else quant
+            rows.setdefault(name, {"scenario": name})[side] = 100 * row["accuracy"]
+    return list(rows.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--keep", action="store_true", help="append the rows to bench/results/quality.jsonl")
+    parser.add_argument("--world", action="store_true", help="the embedded model on the M4 world")
+    parser.add_argument("--per-task", type=int, default=200, help="with --world")
     args = parser.parse_args()
+    if args.world:
+        rows = on_the_world(args.per_task)
+        return world.show("quality_world", rows, args.keep, model="embedded", split="test", per_task=args.per_task)
     if not smollm2.installed():
         raise SystemExit(f"bench.quality {smollm2.INSTALL}")
     reader = smollm2.reader()

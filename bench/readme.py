@@ -29,13 +29,23 @@ def world(run: dict) -> str:
 
 def peers(run: dict) -> str:
     limits = run["limits"]
+    names = {"transformers": "transformers", "llama_cpp": "llama-cpp-python", "openvino": "OpenVINO"}
+    versions = ", ".join(f"{name} {run[key]}" for key, name in names.items() if run.get(key))
     return (
-        f"transformers {run['transformers']}. Limits measured in the same run: {limits['read_gbps']:.1f} GB/s of "
+        f"{versions}. Limits measured in the same run: {limits['read_gbps']:.1f} GB/s of "
         f"memory reads, {limits['integer_gops']:.0f} GOP/s of PyTorch's integer product."
     )
 
 
-TABLES = {f.__name__: f for f in (end_to_end, peers, training, world)}
+def quality(run: dict) -> str:
+    return f"{run['tokens']} tokens; llama-cpp-python {run['llama_cpp']}."
+
+
+def quality_world(run: dict) -> str:
+    return f"{run['per_task']} questions per task of the test split."
+
+
+TABLES = {f.__name__: f for f in (end_to_end, peers, quality, quality_world, training, world)}
 
 
 def render(name: str) -> str:
@@ -43,7 +53,16 @@ def render(name: str) -> str:
     run = json.loads((RESULTS / f"{name}.jsonl").read_text().splitlines()[-1])
     where = f"{run['cpu']}, {run['threads']} cores, {', '.join(run['isa'])}; torch {run['torch']}; "
     head = f"{where}commit {run['commit']}, {run['date']}; {TABLES[name](run)}\n\n"
-    return head + table(run["rows"], list(run["rows"][0])) + "\n"
+    return head + "\n\n".join(table(run["rows"], columns) for columns in _columns(name, run["rows"])) + "\n"
+
+
+def _columns(name: str, rows: list[dict]) -> list[list[str]]:
+    """Of each of the tables that a result becomes: the peers' rates, and what they mean, side by side are too wide."""
+    columns = list(rows[0])
+    if name != "peers":
+        return [columns]
+    at = columns.index("int8 ratio")
+    return [columns[:at], columns[:1] + columns[at:]]
 
 
 def update(text: str) -> str:

@@ -109,8 +109,8 @@ void bind_decoder_i8(py::module_& m) {
             "run",
             [](const DecoderI8& d, uintptr_t x, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
                uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences,
-               long lasts, long table_rows, long cache_rows, float scale, bool half_cache, const std::vector<uintptr_t>& keys,
-               const std::vector<uintptr_t>& values) {
+               long lasts, long table_rows, long cache_rows, float scale, bool half_cache,
+               const std::vector<uintptr_t>& keys, const std::vector<uintptr_t>& values) {
                 std::vector<void*> k, v;
                 for (const uintptr_t p : keys) k.push_back(at<void>(p));
                 for (const uintptr_t p : values) v.push_back(at<void>(p));

@@ -7,7 +7,7 @@ struct Attention {
     void* out;                              // (queries, heads, dim), contiguous
     const int32_t *cu_q, *k_start, *k_len;  // sequence s: queries cu_q[s]..cu_q[s + 1], keys k_start[s] + 0..k_len[s]
     long sequences, heads, kv_heads, dim;
-    long q_stride, k_stride, v_stride;      // elements from row to row
+    long q_stride, k_stride, v_stride;  // elements from row to row
     bool causal;
     float scale;
     float* lse;  // (queries, heads) or null

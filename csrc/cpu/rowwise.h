@@ -9,10 +9,10 @@ void rms_norm_backward(const void* x, const float* weight, const void* grad, voi
                        float eps, bool is_bf16);
 
 struct RopeKv {
-    float *q, *k, *v;                      // rows at the strides below; q is rotated in place, k and v are read
-    const float *cos, *sin;                // (positions, dim / 2)
-    const int64_t *positions, *slots;      // (rows): row of the tables, and row of the caches
-    void *k_cache, *v_cache;               // (cache rows, kv_heads, dim), contiguous: float32, or float16
+    float *q, *k, *v;                  // rows at the strides below; q is rotated in place, k and v are read
+    const float *cos, *sin;            // (positions, dim / 2)
+    const int64_t *positions, *slots;  // (rows): row of the tables, and row of the caches
+    void *k_cache, *v_cache;           // (cache rows, kv_heads, dim), contiguous: float32, or float16
     long rows, heads, kv_heads, dim, table_rows, cache_rows;
     long q_stride, k_stride, v_stride;
     bool half_cache;

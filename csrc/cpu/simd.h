@@ -19,7 +19,7 @@ void set_simd(const std::string& name);
 
 // The copy of a function made by each_simd.h for the level in force.
 #if defined(__x86_64__)
-#define SIMD_PICK(...)                                        \
+#define SIMD_PICK(...)                                                  \
     (minilava::simd() == minilava::Simd::kAvx512 ? &avx512::__VA_ARGS__ \
      : minilava::simd() == minilava::Simd::kAvx2 ? &avx2::__VA_ARGS__   \
                                                  : &portable::__VA_ARGS__)
