@@ -1,12 +1,14 @@
 # make demo    install into .venv and ask the embedded model about pictures drawn on the spot
 # make tiny    train the embedded model from nothing, hours on a CPU; run again to go on
+# make ablations    the paper's ablations on the M4 world, hours on a CPU; run again to go on
 # make test    install the test extras and run the suite (offline, CPU, minutes)
+# make fuzz    call the CPU extension at random under AddressSanitizer and UndefinedBehaviorSanitizer, five minutes
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 SOURCES = $(wildcard csrc/*.cpp csrc/*.h csrc/*/*) setup.py pyproject.toml
 
-.PHONY: demo tiny test test-all lint bench gpu clean
+.PHONY: demo tiny ablations test test-all fuzz lint bench gpu clean
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
@@ -29,11 +31,17 @@ demo: $(VENV)/demo.stamp
 tiny: $(VENV)/test.stamp
 	$(RUN) -m minilava.recipes.tiny --install
 
+ablations: $(VENV)/test.stamp
+	$(RUN) -m minilava.recipes.ablations --results bench/results/ablations
+
 test: $(VENV)/test.stamp
 	$(RUN) -m pytest -n 2 -q
 
 test-all: $(VENV)/test.stamp
 	$(RUN) -m pytest -n 2 -q -m "not gpu"
+
+fuzz: $(VENV)/test.stamp
+	$(RUN) -m tests.sanitize --seconds 300
 
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff check .

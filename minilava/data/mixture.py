@@ -28,7 +28,8 @@ from minilava.inputs.geometry import POOLS
 
 SCENARIOS = (None, "multi-image", "video", "multi-view", "single-image")
 LAYOUTS = ("interleaved", "front", "mixed")
-WORLD = ("split", "samples", "turns", "size", "seed", "what")  # what a world: entry hands to data.world.World
+# What a world: entry hands to data.world.World.
+WORLD = ("split", "samples", "turns", "size", "seed", "what", "clip_frames")
 PUBLISHED = {"json_path": "path", "sampling_strategy": "strategy"}
 
 
@@ -201,7 +202,7 @@ def _world(entry: Mapping) -> Sequence[dict]:
     from minilava.data.world import World
 
     given = {key: entry[key] for key in WORLD if key in entry}
-    for key in ("samples", "turns", "size", "seed"):
+    for key in ("samples", "turns", "size", "seed", "clip_frames"):
         if not isinstance(given.get(key, 1), int) or key != "seed" and given.get(key, 1) < 1:
             raise UserError(f"source world {entry['world']!r}: {key} must be a whole number from 1, not {given[key]!r}")
     return World(str(entry["world"]), **given)

@@ -225,3 +225,19 @@ def test_the_two_lengths_of_a_wrong_description_say_nothing():
 
 def test_meetings_are_forced():
     assert all(any(e.verb in ("meet", "bounce") for e in random_clip(Random(i), 1, True).events) for i in range(20))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_clip_in_more_frames_shows_the_same(task):
+    """Every fourth of 24 frames is one of its own six; where something moves, there is more to see between them."""
+    moving = set()
+    for i in range(25):
+        own, dense = (make(task, "test", i, size=64, clip_frames=n) for n in (None, 4 * FRAMES))
+        assert own["conversations"] == dense["conversations"]
+        few, many = ([f.tobytes() for f in record["video"]] for record in (own, dense))
+        assert many[::4] == few and len(many) == 4 * FRAMES
+        assert few == [f.tobytes() for f in make(task, "test", i, size=64, clip_frames=FRAMES)["video"]]
+        moves = " moves " in preference(task, "test", i)["chosen"]
+        assert (len(set(many)) > len(set(few))) == moves
+        moving.add(moves)
+    assert moving == {True, False}

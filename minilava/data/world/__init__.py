@@ -38,23 +38,31 @@ TASKS = {
 }
 
 
-def example(task: str, split: str, index: int, size: int = 128, seed: int = 0) -> tuple[Example, Random]:
-    """The media and all questions of one sample, and the generator for whatever is still to be chosen."""
+def example(
+    task: str, split: str, index: int, size: int = 128, seed: int = 0, clip_frames: int | None = None
+) -> tuple[Example, Random]:
+    """The media and all questions of one sample, and the generator for whatever is still to be chosen.
+
+    clip_frames: how many frames a video is drawn in, which shows the same events; None: its own six.
+    """
     if task not in TASKS or split not in SPLITS:
         raise UserError(f"{task!r} of {split!r}: tasks are {', '.join(TASKS)}; splits {', '.join(SPLITS)}")
     digest = hashlib.blake2b(f"{seed}:{split}:{task}:{index}".encode(), digest_size=8).digest()
     rng = Random(int.from_bytes(digest, "little"))
     generator = getattr(import_module(f"minilava.data.world.{TASKS[task][0]}"), task)
-    return generator(rng, size), rng
+    more = (clip_frames,) if clip_frames and TASKS[task][1] == "video" else ()
+    return generator(rng, size, *more), rng
 
 
-def make(task: str, split: str, index: int, size: int = 128, seed: int = 0, turns: int = 1) -> dict:
+def make(
+    task: str, split: str, index: int, size: int = 128, seed: int = 0, turns: int = 1, clip_frames: int | None = None
+) -> dict:
     """One record: at most ``turns`` questions as one conversation. ``image`` or ``video`` holds PIL pictures.
 
     Of several turns one is often the dense description of one frame: it ties every word to a picture, where an answer
     of one word says little.
     """
-    made, rng = example(task, split, index, size, seed)
+    made, rng = example(task, split, index, size, seed, clip_frames)
     asked = rng.sample(made.questions, min(turns, len(made.questions)))
     if turns > 1 and len(made.frames) > 1 and made.captions and rng.random() < DESCRIBED:
         frame = rng.randrange(len(made.frames))
@@ -79,9 +87,11 @@ def caption(task: str, split: str, index: int, size: int = 128, seed: int = 0) -
     return _record(picture, task, split, index, messages, "text", None)
 
 
-def preference(task: str, split: str, index: int, size: int = 128, seed: int = 0) -> dict | None:
+def preference(
+    task: str, split: str, index: int, size: int = 128, seed: int = 0, clip_frames: int | None = None
+) -> dict | None:
     """One DPO record: prompt, chosen and rejected, the wrong one differing in a detail."""
-    made, _ = example(task, split, index, size, seed)
+    made, _ = example(task, split, index, size, seed, clip_frames)
     if made.preference is None:
         return None
     question, chosen, rejected = made.preference
@@ -123,12 +133,14 @@ class World(Sequence):
         size: int = 128,
         seed: int = 0,
         what: str = "questions",
+        clip_frames: int | None = None,
     ):
         self.tasks = tuple(TASKS) if task == "all" else tuple(task.split(","))
         unknown = [t for t in self.tasks if t not in TASKS]
         if unknown or split not in SPLITS or what not in ("questions", "captions", "preferences"):
             raise UserError(f"world: no task {unknown}, split {split!r} or kind {what!r}; tasks: {', '.join(TASKS)}")
         self.split, self.samples, self.turns, self.size, self.seed, self.what = split, samples, turns, size, seed, what
+        self.clip_frames = clip_frames
 
     def __len__(self) -> int:
         return self.samples
@@ -138,9 +150,11 @@ class World(Sequence):
             raise IndexError(i)
         task, index = self.tasks[i % len(self.tasks)], i // len(self.tasks)
         if self.what == "questions":
-            return make(task, self.split, index, self.size, self.seed, self.turns)
-        maker = caption if self.what == "captions" else preference
-        record = maker(task, self.split, index, self.size, self.seed)
+            return make(task, self.split, index, self.size, self.seed, self.turns, self.clip_frames)
+        if self.what == "captions":
+            record = caption(task, self.split, index, self.size, self.seed)
+        else:
+            record = preference(task, self.split, index, self.size, self.seed, self.clip_frames)
         if record is None:
             raise UserError(f"world: {task} has no {self.what}")
         return record

@@ -63,12 +63,16 @@ class Clip:
     events: tuple[Event, ...]
     background: str
 
-    def scene(self, frame: int) -> Scene:
-        there = [t[frame] for t in self.tracks if t[frame] is not None]
+    def scene(self, frame: float) -> Scene:
+        """Between two frames things glide to where they are next; all else changes at a frame."""
+        i = int(frame)
+        then = min(i + 1, FRAMES - 1)
+        there = [_glide(t[i], t[then], frame - i) for t in self.tracks if t[i] is not None]
         return Scene(tuple(sorted(there, key=lambda t: t.cell)), self.background)
 
-    def draw(self, size: int) -> list[Image.Image]:
-        return [self.scene(i).draw(size) for i in range(FRAMES)]
+    def draw(self, size: int, frames: int = FRAMES) -> list[Image.Image]:
+        """The clip in another number of frames: its own each last the same time."""
+        return [self.scene(i * FRAMES / frames).draw(size) for i in range(frames)]
 
     def captions(self) -> list[str]:
         return [self.scene(i).caption() for i in range(FRAMES)]
@@ -168,6 +172,14 @@ def _next(path: list[int]) -> list[int]:
     step, last = path[1] - path[0], path[-1]
     cell = last + step
     return [cell] if 0 <= cell < 9 and _distance(last, cell) == 1 else []
+
+
+def _glide(now: Thing, then: Thing | None, share: float) -> Thing:
+    """The thing a share of the way to where it is next, if it is still there."""
+    if then is None or not share:
+        return now
+    x, y = (then.cell % 3 - now.cell % 3) / 3, (then.cell // 3 - now.cell // 3) / 3
+    return replace(now, dx=now.dx + share * (x + then.dx - now.dx), dy=now.dy + share * (y + then.dy - now.dy))
 
 
 def _distance(first: int, second: int) -> int:

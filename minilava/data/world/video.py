@@ -6,7 +6,7 @@ from random import Random
 
 from minilava.data.world import draw
 from minilava.data.world.example import Example, Question, lettered, say
-from minilava.data.world.motion import Clip, Event, describe, four, random_clip, wrong
+from minilava.data.world.motion import FRAMES, Clip, Event, describe, four, random_clip, wrong
 from minilava.data.world.scene import CELLS, NUMBERS
 
 NAMES = len(draw.COLORS) * len(draw.KINDS)
@@ -27,7 +27,7 @@ RIGHT = ("Which description is right?", "Which text fits the video?", "Which of 
 EVENT = ("Which of these happens?", "What happens in the video?", "Which event does the video show?")
 
 
-def video_qa(rng: Random, size: int) -> Example:
+def video_qa(rng: Random, size: int, frames: int = FRAMES) -> Example:
     """One to three events and questions about each of them."""
     clip = random_clip(rng, rng.choice((1, 2, 2, 3)), meet=rng.random() < 0.35)
     questions = [q for event in clip.events for q in _about(rng, event)]
@@ -37,10 +37,10 @@ def video_qa(rng: Random, size: int) -> Example:
     questions += _meeting(rng, clip)
     if len(clip.events) > 1:
         questions.append(_order(rng, [e.brief() for e in clip.events]))
-    return _example(rng, clip, size, questions)
+    return _example(rng, clip, size, questions, frames)
 
 
-def video_caption(rng: Random, size: int) -> Example:
+def video_caption(rng: Random, size: int, frames: int = FRAMES) -> Example:
     """Two or three events, to be told in order, and choices between descriptions that differ in a detail."""
     clip = random_clip(rng, rng.choice((2, 3)), meet=rng.random() < 0.25)
     questions = [Question(say(rng, TELL), clip.describe(), "text")]
@@ -50,13 +50,15 @@ def video_caption(rng: Random, size: int) -> Example:
     questions.append(_order(rng, [e.text() for e in clip.events]))
     questions.append(Question(say(rng, TELL_FIRST), clip.events[0].text(), "phrase"))
     questions.append(Question(say(rng, TELL_LAST), clip.events[-1].text(), "phrase"))
-    return _example(rng, clip, size, questions)
+    return _example(rng, clip, size, questions, frames)
 
 
-def _example(rng: Random, clip: Clip, size: int, questions: list[Question]) -> Example:
+def _example(rng: Random, clip: Clip, size: int, questions: list[Question], frames: int) -> Example:
+    """frames: how many the clip is drawn in. Other numbers than its own have no captions: nobody counts to frame 23."""
     rng.shuffle(questions)
     preference = (say(rng, TELL), clip.describe(), describe(wrong(rng, clip.events)))
-    return Example("video", clip.draw(size), "<video>\n", questions, clip.captions(), preference=preference)
+    captions = clip.captions() if frames == FRAMES else None
+    return Example("video", clip.draw(size, frames), "<video>\n", questions, captions, preference=preference)
 
 
 def _about(rng: Random, event: Event) -> list[Question]:
