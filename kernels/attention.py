@@ -134,7 +134,11 @@ def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
     dtypes = half or (q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES))
     if k.shape != v.shape or k.shape[2] != d or h % g or not dtypes:
         raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
-    if cu_q.shape[0] != s + 1 or k_start.shape[0] != s or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32:
+    if (
+        cu_q.shape != (s + 1,)
+        or not k_start.shape == k_len.shape == (s,)
+        or not cu_q.dtype == k_start.dtype == k_len.dtype == torch.int32
+    ):
         raise ValueError("attention: cu_q (S + 1), k_start (S) and k_len (S) must be int32")
     cu_q, k_start, k_len = cu_q.contiguous(), k_start.contiguous(), k_len.contiguous()
     q, k, v = _rows(q), _rows(k), _rows(v)

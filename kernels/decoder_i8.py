@@ -42,6 +42,11 @@ class Decoder:
             floats = [norm1, norm2, *(b for _, b in matrices if b is not None)]
             if any(t.dtype != torch.float32 or not t.is_contiguous() for t in floats):
                 raise ValueError("Decoder: norms and biases must be float32")
+            d, q, kv, hidden = self.width, heads * self.dim, kv_heads * self.dim, matrices[4][0].n
+            whole = [(q, d), (kv, d), (kv, d), (d, q), (hidden, d), (hidden, d), (d, hidden)]
+            biases = all(b is None or b.shape == (p.n,) for p, b in matrices)
+            if [(p.n, p.k) for p, _ in matrices] != whole or not norm1.shape == norm2.shape == (d,) or not biases:
+                raise ValueError(f"Decoder: a block's tensors do not fit width {d} and heads of {self.dim}")
             self.held.append((norm1, norm2, matrices))
             self.native.add(norm1.data_ptr(), norm2.data_ptr(), [_address(*m) for m in matrices])
 
@@ -81,6 +86,8 @@ class Decoder:
             or not cu.dtype == starts.dtype == lengths.dtype == torch.int32
         ):
             raise ValueError("Decoder: positions and slots are int64, cu, starts and lengths int32")
+        if cos.shape != sin.shape or cos.shape[1:] != (self.dim // 2,) or not cos.dtype == sin.dtype == torch.float32:
+            raise ValueError(f"Decoder: cos and sin are float32 (P, {self.dim // 2})")
         if last is not None and (len(last) != sequences or last.dtype != torch.int64 or not 0 <= last[-1] < rows):
             raise ValueError("Decoder: last has one row for every sequence, ascending, int64")
         x = x.clone(memory_format=torch.contiguous_format)

@@ -43,6 +43,23 @@ class Panels:
     k: int
     bits: int
 
+    def __post_init__(self):
+        """ValueError where values and scales are not such a weight: the kernels take their addresses."""
+        v, s = self.values, self.scales
+        if self.bits in GROUPS and v.ndim == 4 and s.ndim == 3 and s.shape[1]:
+            panels, groups, group = -(-self.n // PANEL), s.shape[1], self.group
+            whole = group > 0 and group % 32 == 0 and (groups - 1) * group < self.k <= groups * group
+            good = v.shape == (panels, groups * group * self.bits // 32, PANEL, 4) and s.shape == (
+                panels,
+                groups,
+                PANEL,
+            )
+            types = v.dtype == torch.uint8 and s.dtype == torch.bfloat16
+            if whole and good and types and v.is_contiguous() and s.is_contiguous():
+                return
+        shapes = f"{v.dtype} {tuple(v.shape)} and {s.dtype} {tuple(s.shape)}"
+        raise ValueError(f"Panels: {shapes} are no weight of ({self.n}, {self.k}) with {self.bits} bits")
+
     @property
     def group(self) -> int:
         return self.values.shape[1] * (32 // self.bits) // self.scales.shape[1]
@@ -117,6 +134,8 @@ def _levels(w: torch.Tensor, scales: torch.Tensor, highest: int) -> torch.Tensor
 def unpack(p: Panels, rows: torch.Tensor | None = None) -> torch.Tensor:
     """The weight that p stands for, float32 (N, K), or rows of it, (..., K) for int64 (...)."""
     if rows is not None:
+        if rows.dtype != torch.int64:
+            raise ValueError(f"unpack: rows are int64, not {rows.dtype}")
         out = torch.empty(*rows.shape, p.k)
         if _C is None:
             return out.copy_(unpack(p)[rows])

@@ -196,7 +196,7 @@ def test_lengths_that_contradict_packed_offsets_are_refused():
     pytest.importorskip("minilava._C")
     (q, k, v, _), (cu, start, length) = packed([3, 4], 2, 1, 16)
     q.requires_grad_()
-    for cu_q, lengths in ((cu, length - 1), (cu + 1, length), (cu, length.long())):
+    for cu_q, lengths in ((cu, length - 1), (cu + 1, length), (cu, length.long()), (cu, length[:, None][:, :0])):
         with pytest.raises(ValueError, match="attention"):
             attention(q, k, v, cu_q, cu_q[:-1], lengths, True)
     with pytest.raises(ValueError, match="fit"):

@@ -67,6 +67,13 @@ def test_what_does_not_fit_is_refused():
         Decoder([(*norms, [matrices[0], (pack(torch.randn(32, 80), 4), None), *matrices[2:]])], 6, 2, 1e-6)
     with pytest.raises(ValueError, match="float32"):
         Decoder([(norms[0].double(), norms[1], matrices)], 6, 2, 1e-6)
+    for wrong in (
+        (norms[0][1:], norms[1], matrices), (norms[0], norms[1][None], matrices),
+        (*norms, [(matrices[0][0], torch.zeros(3)), *matrices[1:]]),
+        (*norms, [*matrices[:6], (pack(torch.randn(80, 96), 8), None)]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="fit"):
+            Decoder([wrong], 6, 2, 1e-6)
     decoder, cache = Decoder([(*norms, matrices)], 6, 2, 1e-6), [(torch.zeros(9, 2, 16), torch.zeros(9, 2, 16))]
     cos, sin = (t[:9] for t in model.rotary_tables(norms[0]))
     at, cu, starts, lengths = torch.arange(4), *(torch.tensor(v, dtype=torch.int32) for v in ([0, 4], [0], [4]))
@@ -74,7 +81,7 @@ def test_what_does_not_fit_is_refused():
     assert decoder(*good).isfinite().all()
     for i, wrong in (
         (0, good[0].double()), (0, good[0][:, :79]), (3, at[:3]), (3, at.int()), (5, cu[:1]), (6, starts.long()),
-        (8, [(cache[0][0][:, :1],) * 2]), (8, []),
+        (8, [(cache[0][0][:, :1],) * 2]), (8, []), (1, cos[:, :-1]), (1, cos[:-1]), (2, sin.double()),
     ):  # fmt: skip
         with pytest.raises(ValueError):
             decoder(*good[:i], wrong, *good[i + 1 :])

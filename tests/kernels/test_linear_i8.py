@@ -173,6 +173,15 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError):
             call()
+    values, scales = p.values, p.scales
+    for wrong in (
+        (values[:, :-1], scales), (values, scales[..., :-1]), (values.int(), scales), (values, scales.float()),
+        (values, scales[..., :1].expand(scales.shape)), (values.flatten(), scales), (values, scales[:, :0]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="Panels"):
+            Panels(*wrong, p.n, p.k, p.bits)
+    with pytest.raises(ValueError):
+        unpack(p, torch.tensor([1], dtype=torch.int32))
     with pytest.raises(IndexError):
         unpack(p, torch.tensor([16]))
     with pytest.raises(IndexError):
