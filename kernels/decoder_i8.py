@@ -78,7 +78,7 @@ class Decoder:
                 raise ValueError(f"Decoder: a cache is {t.dtype} {tuple(t.shape)}, not {dtype} {shape}")
         if dtype not in (torch.float32, torch.float16):
             raise ValueError(f"Decoder: a cache is float32 or float16, not {dtype}")
-        counts = (positions, rows), (slots, rows), (cu, sequences + 1), (starts, sequences)
+        counts = (positions, rows), (slots, rows), (cu, sequences + 1), (starts, sequences), (lengths, sequences)
         if any(t.shape != (n,) for t, n in counts):
             raise ValueError("Decoder: positions and slots are (T), cu (S + 1), starts and lengths (S)")
         if (
@@ -88,7 +88,7 @@ class Decoder:
             raise ValueError("Decoder: positions and slots are int64, cu, starts and lengths int32")
         if cos.shape != sin.shape or cos.shape[1:] != (self.dim // 2,) or not cos.dtype == sin.dtype == torch.float32:
             raise ValueError(f"Decoder: cos and sin are float32 (P, {self.dim // 2})")
-        if last is not None and (len(last) != sequences or last.dtype != torch.int64 or not 0 <= last[-1] < rows):
+        if last is not None and not _ascend(last, sequences, rows):
             raise ValueError("Decoder: last has one row for every sequence, ascending, int64")
         x = x.clone(memory_format=torch.contiguous_format)
         whole = [t.contiguous() for t in (cos, sin, positions, slots, cu, starts, lengths)]
@@ -99,6 +99,14 @@ class Decoder:
             [k.data_ptr() for k, _ in cache], [v.data_ptr() for _, v in cache],
         )  # fmt: skip
         return x if last is None else x[:sequences]
+
+
+def _ascend(last: Tensor, sequences: int, rows: int) -> bool:
+    """Whether last is int64 (sequences,), each row greater than the one before and all of them below ``rows``."""
+    if last.shape != (sequences,) or last.dtype != torch.int64:
+        return False
+    ends = [-1, *last.tolist(), rows]
+    return all(a < b for a, b in itertools.pairwise(ends))
 
 
 def _address(p: Panels, bias: Tensor | None) -> tuple[int, ...]:

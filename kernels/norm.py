@@ -75,6 +75,10 @@ def _run(x, residual, weight, bias, eps, impl):
         return y.view(shape), x.new_empty(0) if total is None else total.view(shape)
     if bias is not None or x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
         raise ValueError(f"rms_norm: {impl} takes float32 or bfloat16 and no bias, not {x.dtype} and {weight.dtype}")
+    if weight.shape != shape[-1:]:
+        raise ValueError(f"rms_norm: weight {tuple(weight.shape)} does not fit x {tuple(shape)}")
+    if residual is not None and (residual.dtype != x.dtype or residual.shape != shape):  # or the sum has another
+        raise ValueError(f"rms_norm: residual {residual.dtype} {tuple(residual.shape)} does not fit x {tuple(shape)}")
     total = x.contiguous() if residual is None else (x + residual).contiguous()
     y, wide = torch.empty_like(total), weight.float().contiguous()
     is_bf16 = x.dtype is torch.bfloat16

@@ -34,7 +34,7 @@ def rope(q, k, cos, sin, impl=None):
     Differentiable in q and k: the gradient is rotated back. impl forces "reference", "native" or "triton".
     """
     t, _, d = q.shape
-    if k.shape[::2] != (t, d) or d % 2 or not cos.shape == sin.shape == (t, d // 2):
+    if k.ndim != 3 or k.shape[::2] != (t, d) or d % 2 or not cos.shape == sin.shape == (t, d // 2):
         shapes = tuple(q.shape), tuple(k.shape), tuple(cos.shape), tuple(sin.shape)
         raise ValueError(f"rope: q, k, cos and sin {shapes} do not fit")
     if impl is None:

@@ -126,3 +126,15 @@ def test_triton_gradients_are_the_derivatives():
     )
     assert torch.autograd.gradcheck(lambda x, r, w: rms_norm(x, w, 1e-6, r, impl="triton"), (x, r, w))
     assert torch.autograd.gradcheck(lambda x, w, b: layer_norm(x, w, b, 1e-6, impl="triton"), (x, w, b))
+
+
+def test_a_residual_of_another_dtype_or_shape_is_refused():
+    """Added to x it would make a sum that the kernel reads as x's dtype."""
+    pytest.importorskip("minilava._C")
+    x, weight = torch.randn(3, 8).bfloat16(), torch.ones(8)
+    for residual in (x.float(), x.half(), x[:1]):
+        with pytest.raises(ValueError, match="residual"):
+            rms_norm(x, weight, 1e-6, residual, impl="native")
+    for misfit in (weight[:7], weight[:, None][:, :0]):
+        with pytest.raises(ValueError, match="weight"):
+            rms_norm(x, misfit, 1e-6, impl="native")

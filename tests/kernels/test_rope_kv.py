@@ -104,7 +104,13 @@ def test_rope_threads_and_one_input(simd):
 
 def test_rope_refuses_misfits():
     q, k, cos, sin = make_rope(4, 2, 1, 64)
-    for bad in ((q[:3], k, cos, sin), (q, k[..., :32], cos, sin), (q, k, cos[:3], sin[:3]), (q, k, cos, sin[:, :31])):
+    for bad in (
+        (q[:3], k, cos, sin),
+        (q, k[..., :32], cos, sin),
+        (q, k, cos[:3], sin[:3]),
+        (q, k, cos, sin[:, :31]),
+        (q, k[..., None][..., :0], cos, sin),
+    ):
         with pytest.raises(ValueError, match="rope"):
             rope(*bad)
     for bad in ((q.double(), k.double(), cos, sin), (q, k.bfloat16(), cos, sin)):
