@@ -81,7 +81,8 @@ def test_what_does_not_fit_is_refused():
     assert decoder(*good).isfinite().all()
     for i, wrong in (
         (0, good[0].double()), (0, good[0][:, :79]), (3, at[:3]), (3, at.int()), (5, cu[:1]), (6, starts.long()),
-        (8, [(cache[0][0][:, :1],) * 2]), (8, []), (1, cos[:, :-1]), (1, cos[:-1]), (2, sin.double()), (7, lengths[:, None][:, :0]),
+        (8, [(cache[0][0][:, :1],) * 2]), (8, []), (1, cos[:, :-1]), (1, cos[:-1]), (2, sin.double()),
+        (7, lengths[:, None][:, :0]),
     ):  # fmt: skip
         with pytest.raises(ValueError):
             decoder(*good[:i], wrong, *good[i + 1 :])
