@@ -131,6 +131,7 @@ class Case(random.Random):
             self.refusals += 1
         else:
             self.sound(results)
+        self.note = ""
 
     def refused(self, function, arguments, limits):
         """With an index out of range: limits are the first number above it, by the argument's position."""
@@ -146,6 +147,7 @@ class Case(random.Random):
             self.refusals += 1
         else:
             raise AssertionError("accepted what is out of range")
+        self.note = ""
 
 
 def load(path):

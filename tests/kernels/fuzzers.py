@@ -96,33 +96,22 @@ def fuzz_linear_i8(case):
     case.refused(rows, (*arguments, ids), {2: n})
     case.spoil(rows, *arguments, ids)
     if m:
-        x[case.randrange(m)] = case.choice((math.nan, math.inf, -math.inf, 3e38, 1e-40, 0.0))
+        broken = case.choice((math.nan, math.inf, -math.inf, 3e38, 1e-40, 0.0))
+        x[case.randrange(m), -case.size(k) :].fill_(broken)
         product(x, *arguments, bias, residual)
 
 
 @fuzzes("DecoderI8.add", "DecoderI8.run")
 def fuzz_decoder(case):
-    share, kv, dim, width, hidden = (
-        case.randint(1, 3),
-        case.randint(1, 3),
-        2 * case.size(20),
-        case.size(150),
-        case.size(150),
-    )
-    rows, table, heads = case.size(90), case.size(50), share * kv
-    forms = [
-        (heads * dim, width),
-        *[(kv * dim, width)] * 2,
-        (width, heads * dim),
-        *[(hidden, width)] * 2,
-        (width, hidden),
-    ]
+    kv, dim, width, hidden = case.randint(1, 3), 2 * case.size(20), case.size(150), case.size(150)
+    heads, rows, table = kv * case.randint(1, 3), case.size(90), case.size(50)
+    q, k = heads * dim, kv * dim
+    shapes = [(q, width), (k, width), (k, width), (width, q), (hidden, width), (hidden, width), (width, hidden)]
     blocks, cache, half = [], [], case.choice((torch.float32, torch.float16))
     for _ in range(case.randint(1, 2)):
-        read, up = ((case.choice((8, 4)), case.choice((None, 32, 96))) for _ in "ab")
-        matrices = [
-            (panels(case, *f, *how), case.maybe(f[0])) for f, how in zip(forms, [read] * 4 + [up] * 3, strict=True)
-        ]
+        read, up = ((case.choice((8, 4)), case.choice((None, 32, 96))) for _ in range(2))
+        forms = zip(shapes, [read] * 4 + [up] * 3, strict=True)
+        matrices = [(panels(case, n, k, *form), case.maybe(n)) for (n, k), form in forms]
         blocks.append((case.floats(width), case.floats(width), matrices))
         cache.append(tuple(case.floats(rows, kv, dim, dtype=half) for _ in "kv"))
     cu = [min(c, rows) for c in case.segments(case.randint(1, 4), rows)]
