@@ -264,6 +264,26 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path, small, monkeypatch):
         run_queue(tmp_path, "table14")
 
 
+def test_what_another_process_is_at_is_left_to_it(tmp_path, small, monkeypatch):
+    """The lock of a folder is of the open file, so that this process can stand for another one, too."""
+    trained, waits, real = [], [], queue.train
+    monkeypatch.setattr(queue, "train", lambda c: trained.append(tmp_path / c.out) or real(c))
+    with queue.claimed(tmp_path / "single-1") as mine, queue.claimed(tmp_path / "single-1") as also:
+        assert mine and not also
+    other = queue.claimed(tmp_path / "single-1")
+    assert other.__enter__()
+
+    def sleep(seconds):
+        assert [p.name for p in trained] == ["pretrain", "projector", "from-stage1-1"]  # not what starts from single-1
+        waits.append(seconds)
+        if len(waits) == 2:  # the other one dies
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(queue.time, "sleep", sleep)
+    run_queue(tmp_path, "table5")
+    assert [p.name for p in trained[3:]] == ["single-1", "m4-1"] and len(waits) == 2
+
+
 @pytest.mark.slow
 def test_the_whole_queue_in_small(tmp_path, small):
     run_queue(tmp_path, ",".join(ALL))

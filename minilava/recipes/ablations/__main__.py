@@ -1,17 +1,20 @@
 """python -m minilava.recipes.ablations: train and test everything that the paper's ablations compare (make ablations).
 
 A queue of some forty short runs. It can be interrupted at any moment: the same command goes on where it stopped, skips
-what is finished, and ends with the report. --dry-run says what there is to do and how long it takes.
+what is finished, and ends with the report. --dry-run says what there is to do and how long it takes. The same command
+in several processes shares the work; one with a single thread (OMP_NUM_THREADS=1) per core is faster than one with all.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +33,8 @@ from minilava.train.loop import MODEL, finished, train
 from minilava.train.new import write_new
 
 RECIPE = "recipe.json"  # in a run's folder: what it follows; python -m minilava.train reads it, too
+LOCK = ".lock"  # in a run's folder: held by the process that is at it
+WAIT_S = 1.0  # until another look at what other processes have finished
 QUESTION_S = 0.02  # seconds of a question on two cores, for the estimate
 
 
@@ -63,23 +68,53 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def work(out: Path, tables: Sequence[Table], seeds: int, questions: int, scale: float) -> None:
-    """Everything that is missing, in order."""
-    begin(out / NEW, scale)
-    jobs = plan.jobs(tables, seeds)
-    for number, (run, seed) in enumerate(jobs, 1):
-        folder, settings = run.folder(out, seed), run.settings(out, seed, scale)
-        follow(folder, settings)
-        progress = f"{number}/{len(jobs)} {folder.name}"
-        if not finished(folder, settings["steps"]):
-            print(f"{progress}: {settings['steps']} steps", file=sys.stderr, flush=True)
-            timed(out, run, seed, "train", partial(train, parse(settings)))
-        for checkpoint in state.finished(folder):  # a finished run keeps its model; 100 MB of optimizer states go
-            shutil.rmtree(checkpoint)
-        for name, tasks in plan.exams(run.name).items():
-            what = (folder / "exams" / name, plan.EXAMS[name], tasks, questions)
-            if not exam.done(*what):
-                print(f"{progress}: exam {name}, {len(tasks)} tasks", file=sys.stderr, flush=True)
-                timed(out, run, seed, name, partial(exam.sit, folder / MODEL, *what))
+    """Everything that is missing, in order; what another process is at is left to it, and waited for."""
+    with claimed(out / NEW, wait=True):
+        begin(out / NEW, scale)
+    planned = plan.jobs(tables, seeds)
+    jobs = [(f"{number}/{len(planned)}", run, seed) for number, (run, seed) in enumerate(planned, 1)]
+    while jobs:
+        left = []
+        for number, run, seed in jobs:
+            start = run.settings(out, seed, scale)["init"]
+            with claimed(run.folder(out, seed)) as mine:
+                if mine and Path(start).exists():
+                    do(out, run, seed, questions, scale, number)
+                else:
+                    left.append((number, run, seed))
+        if len(left) == len(jobs):
+            time.sleep(WAIT_S)
+        jobs = left
+
+
+@contextmanager
+def claimed(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the folder is this process's until the end of the block. The system gives it back if the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def do(out: Path, run: Run, seed: int, questions: int, scale: float, number: str) -> None:
+    """What is missing of one run: its training, its exams."""
+    folder, settings = run.folder(out, seed), run.settings(out, seed, scale)
+    follow(folder, settings)
+    progress = f"{number} {folder.name}"
+    if not finished(folder, settings["steps"]):
+        print(f"{progress}: {settings['steps']} steps", file=sys.stderr, flush=True)
+        timed(out, run, seed, "train", partial(train, parse(settings)))
+    for checkpoint in state.finished(folder):  # a finished run keeps its model; 100 MB of optimizer states go
+        shutil.rmtree(checkpoint)
+    for name, tasks in plan.exams(run.name).items():
+        what = (folder / "exams" / name, plan.EXAMS[name], tasks, questions)
+        if not exam.done(*what):
+            print(f"{progress}: exam {name}, {len(tasks)} tasks", file=sys.stderr, flush=True)
+            timed(out, run, seed, name, partial(exam.sit, folder / MODEL, *what))
 
 
 def begin(new: Path, scale: float) -> None:
