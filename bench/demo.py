@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import minilava
-from bench.world import answers, questions, right
+from bench.world import replies
 from minilava.data.world.sheet import contact_sheet
 from minilava.errors import command
+from minilava.eval.world import items, records
 
 EXCHANGES = ("multi_image_vqa", "video_qa", "scene_vqa", "single_image")
 
@@ -27,19 +28,18 @@ def main() -> None:
     args = parser.parse_args()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     vlm = minilava.load(args.model)
-    records = [next(questions(task, "test", 1, seed)) for task in EXCHANGES]
+    asked = [next(items(task, 1, seed=seed)) for task in EXCHANGES]
+    drawn = [next(records(task, 1, seed=seed))[1] for task in EXCHANGES]
     args.out.mkdir(parents=True, exist_ok=True)
     correct = 0
-    for record, answer in zip(records, answers(vlm, records), strict=True):
+    for record, line in zip(drawn, replies(vlm, asked), strict=True):
         scenario, file = record["metadata"]["scenario"], args.out / f"{record['metadata']['scenario']}.png"
         contact_sheet([record]).save(file)
-        correct += right(answer, record)
+        correct += line["score"] == 1
         print(f"{scenario} ({file})")
-        print("  prompt   " + record["conversations"][0]["value"].replace("\n", "\n           "))
-        print(f"  minilava {answer}\n  right    {record['conversations'][1]['value']}\n")
-    print(
-        f"{correct} of {len(records)} right, seed {seed}. The model has {_millions(vlm)} million parameters and knows"
-    )
+        print("  prompt   " + line["question"].replace("\n", "\n           "))
+        print(f"  minilava {line['answer']}\n  right    {line['reference']}\n")
+    print(f"{correct} of {len(asked)} right, seed {seed}. The model has {_millions(vlm)} million parameters and knows")
     print("only this world of drawn pictures: ask it about photographs and it will talk about shapes.")
 
 
