@@ -115,7 +115,7 @@ def measure(found: dict[str, tuple[float, Side]], ids: list[int], window: int = 
 def on_the_world(per_task: int) -> list[dict]:
     rows: dict[str, dict] = {}
     for quant in ("none", *POLICIES):
-        by_task = world.measure(minilava.load(dtype="float32", quant=quant), per_task, seed=0, blind=False)
+        by_task = world.measure(minilava.load(dtype="float32", quant=quant), world.questions(per_task), blind=False)
         for name, row in world.means(by_task).items():
             side = "float32" if quant == "none" else quant
             rows.setdefault(name, {"scenario": name})[side] = 100 * row["accuracy"]

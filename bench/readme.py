@@ -37,6 +37,10 @@ def peers(run: dict) -> str:
     )
 
 
+def emerging(run: dict) -> str:
+    return f"{run['per_task']} questions per task."
+
+
 def quality(run: dict) -> str:
     return f"{run['tokens']} tokens; llama-cpp-python {run['llama_cpp']}."
 
@@ -45,7 +49,7 @@ def quality_world(run: dict) -> str:
     return f"{run['per_task']} questions per task of the test split."
 
 
-TABLES = {f.__name__: f for f in (end_to_end, peers, quality, quality_world, training, world)}
+TABLES = {f.__name__: f for f in (emerging, end_to_end, peers, quality, quality_world, training, world)}
 
 
 def render(name: str) -> str:

@@ -25,11 +25,14 @@ from minilava.eval.world import MAX_NEW_TOKENS, items
 OPTIONS = {"max_new_tokens": MAX_NEW_TOKENS}
 
 
-def measure(vlm, per_task: int, seed: int, blind: bool = True) -> dict[str, dict[str, float]]:
+def questions(per_task: int, seed: int = 0) -> dict[str, list[Item]]:
+    return {task: list(items(task, per_task, seed=seed)) for task in TASKS}
+
+
+def measure(vlm, questions: dict[str, list[Item]], blind: bool = True) -> dict[str, dict[str, float]]:
     """task -> {"accuracy", "blind", "chance"}, shares of 1."""
     table = {}
-    for task in tqdm(TASKS, desc="tasks", disable=None):
-        asked = list(items(task, per_task, seed=seed))
+    for task, asked in tqdm(questions.items(), desc="tasks", disable=None):
         runs = {name: replies(vlm, asked, grey) for name, grey in (("accuracy", False), ("blind", True))[: 1 + blind]}
         row = {name: sum(line["score"] for line in lines) / len(lines) for name, lines in runs.items()}
         table[task] = row | {"chance": sum(item.extra["chance"] for item in asked) / len(asked)}
@@ -74,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.speed:
         return show("world_speed", speed(), args.keep)
-    by_task = measure(minilava.load(args.model), args.per_task, args.seed, args.blind)
+    by_task = measure(minilava.load(args.model), questions(args.per_task, args.seed), args.blind)
     rows = [{"task": name, **row} for name, row in [*by_task.items(), *means(by_task).items()]]
     settings = {"model": args.model or "embedded", "split": "test", "per_task": args.per_task, "seed": args.seed}
     show("world", rows, args.keep, **settings)

@@ -43,6 +43,7 @@ def report(layout: Layout, lines: Sequence[dict], settings: dict) -> dict:
         "averages": {name: asdict(f) for name, f in averages.items()},
         "columns": {name: asdict(f) for name, f in columns.items()},
         "tasks": {task: {name: asdict(f) for name, f in figures.items()} for task, figures in tasks.items()},
+        "trained": {line["task"]: line["trained"] for line in lines if "trained" in line},
         "chance": {task: 100 * sum(c) / len(c) for task, c in chances.items()},
         "refused": dict(Counter(line["task"] for line in lines if "error" in line)),
         "unscored": dict(Counter(line["task"] for line in waiting)),
@@ -72,7 +73,10 @@ def markdown(layout: Layout, made: dict) -> str:
     else:
         rows = [[name, _value(f), _span(f), _number(_chance(layout, made, name)), f["samples"]] for name, f in
                 ((c, heads[c]) for c in order if c in heads)]  # fmt: skip
-        parts += ["## Accuracy", table(["", "score", "95 %", "chance", "samples"], rows)]
+        columns = ["", "score", "95 %", "chance", "samples"]
+        if made["trained"]:  # a suite of tasks that are not: what comes nearest
+            columns, rows = [*columns, "trained on"], [[*row, made["trained"].get(row[0], "")] for row in rows]
+        parts += ["## Accuracy", table(columns, rows)]
     if not layout.table:  # each column is one data set
         return "\n\n".join([*parts, *_remarks(made, heads)]) + "\n"
     judged = {task for c in layout.columns if c.graded for task in c.tasks}

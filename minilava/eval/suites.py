@@ -12,6 +12,7 @@ SUITES = {
     "3d": ("bench", "THREE_D"),
     "single": ("single", "SINGLE"),
     "world": ("world", "WORLD"),
+    "emerging": ("emerging", "EMERGING"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,8 @@ def records(
     task: str, limit: int | None, clip_frames: int | None = None, seed: int = 0
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(Index in the split, record) of the questions that ``items`` asks."""
-    found = 0
-    for index in count():
-        if found == limit:
-            break
-        record = make(task, "test", index, clip_frames=clip_frames, seed=seed)
-        if record["metadata"]["question_type"] in EXACT:
-            found += 1
-            yield index, record
+    made = ((index, make(task, "test", index, clip_frames=clip_frames, seed=seed)) for index in count())
+    return islice(((i, record) for i, record in made if record["metadata"]["question_type"] in EXACT), limit)
 
 
 class Media:
