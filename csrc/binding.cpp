@@ -131,10 +131,10 @@ void bind_attention(py::module_& m) {
         "attention",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len,
            long queries, long rows, long sequences, long heads, long kv_heads, long dim, long q_stride, long k_stride,
-           long v_stride, bool causal, float scale, Kind kind, uintptr_t lse) {
+           long v_stride, bool causal, float scale, Kind kind, uintptr_t lse, bool narrow) {
             attention({at<void>(q), at<void>(k), at<void>(v), at<void>(out), at<int32_t>(cu_q), at<int32_t>(k_start),
                        at<int32_t>(k_len), sequences, heads, kv_heads, dim, q_stride, k_stride, v_stride, causal, scale,
-                       at<float>(lse)},
+                       at<float>(lse), narrow},
                       queries, rows, kind);
         },
         without_gil);
@@ -173,10 +173,11 @@ void bind_rope_kv(py::module_& m) {
         "rope_kv",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
            uintptr_t k_cache, uintptr_t v_cache, long rows, long heads, long kv_heads, long dim, long table_rows,
-           long cache_rows, long q_stride, long k_stride, long v_stride, bool half_cache) {
-            rope_kv({at<float>(q), at<float>(k), at<float>(v), at<float>(cos), at<float>(sin), at<int64_t>(positions),
+           long cache_rows, long q_stride, long k_stride, long v_stride, Kind kind) {
+            rope_kv({at<void>(q), at<void>(k), at<void>(v), at<void>(cos), at<void>(sin), at<int64_t>(positions),
                      at<int64_t>(slots), at<void>(k_cache), at<void>(v_cache), rows, heads, kv_heads, dim, table_rows,
-                     cache_rows, q_stride, k_stride, v_stride, half_cache});
+                     cache_rows, q_stride, k_stride, v_stride},
+                    kind);
         },
         without_gil);
     m.def(

@@ -54,13 +54,15 @@ def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
     return torch.cat(outputs) if outputs else torch.empty_like(q)
 
 
-def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, scale=None, impl=None):
+def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, scale=None, impl=None, narrow=False):
     """q (T, H, K), k and v (R, G, K) -> (T, H, K). All of one dtype; on a CPU a float16 cache serves float32 queries.
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
     impl forces "reference", "native", "triton", "decode", "flash" or "torch". Gradients need keys packed as queries
     are (k_start = cu_q[:-1] and k_len alike), but for those of the reference, which takes any.
+    narrow: without gradients, prompts of float32 may be multiplied in bfloat16 (sums and softmax stay in float32) where
+    a CPU is faster so, as those of bfloat16 always are.
     """
     learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     packed = (learning or impl or q.is_cuda) and _packed(q, k, cu_q, k_start)  # else nothing depends on it
@@ -86,7 +88,7 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
     arguments = (q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl)
     if learning or torch.compiler.is_compiling():
         return torch.ops.minilava.attention(*arguments)[0]
-    return _run(*arguments, keep=False)[0]
+    return _run(*arguments, keep=False, narrow=narrow or q.dtype == torch.bfloat16)[0]
 
 
 def implementation(device, dtype, dim=64, packed=True, learning=False, one_query=False) -> str:
@@ -127,7 +129,7 @@ def _lengths_agree(cu_q, k_len) -> bool:
     return cu_q.device.type != "cpu" or torch.compiler.is_compiling() or torch.equal(cu_q.diff(), k_len)
 
 
-def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
+def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True, narrow=False):
     """(out, log-sum-exp of the scores (T, H)), the second None natively if it is not to be kept."""
     (t, h, d), (r, g, _), s = q.shape, k.shape, k_len.shape[0]
     half = impl == "native" and (q.dtype, k.dtype, v.dtype) == _HALF_CACHE
@@ -153,7 +155,7 @@ def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True):
     _C.attention(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), cu_q.data_ptr(), k_start.data_ptr(),
         k_len.data_ptr(), t, r, s, h, g, d, q.stride(0), k.stride(0), v.stride(0), causal, scale,
-        _C.Kind.half_cache if half else _KINDS[q.dtype], lse.data_ptr() if keep else 0,
+        _C.Kind.half_cache if half else _KINDS[q.dtype], lse.data_ptr() if keep else 0, narrow,
     )  # fmt: skip
     return out, lse
 

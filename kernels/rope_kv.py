@@ -15,10 +15,12 @@ try:
 except ImportError:
     _C = None
 
-_DTYPES = (
-    torch.float32,
-    torch.bfloat16,
-)  # of the native rope; rope_kv: float32, and a cache of float16
+_DTYPES = (torch.float32, torch.bfloat16)  # of the native rope
+_KINDS = {  # of the native rope_kv: (dtype, that of the cache)
+    (torch.float32, torch.float32): "float32",
+    (torch.bfloat16, torch.bfloat16): "bfloat16",
+    (torch.float32, torch.float16): "half_cache",
+}
 
 
 def rotate_reference(x, cos, sin):
@@ -96,14 +98,10 @@ def rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl=None):
         raise ValueError(f"rope_kv: q {tuple(q.shape)}, k {tuple(k.shape)} and cache {tuple(k_cache.shape)} do not fit")
     if cos.shape[1] != d // 2 or cos.shape != sin.shape or positions.shape != (t,) or slots.shape != (t,):
         raise ValueError("rope_kv: cos and sin must be (P, K / 2), positions and slots (T)")
-    dtypes = {x.dtype for x in (q, k, v, cos, sin, k_cache, v_cache)}
-    if impl == "native":
-        good = dtypes - {torch.float16} == {torch.float32} and k_cache.dtype == v_cache.dtype
-        good &= all(x.dtype == torch.float32 for x in (q, k, v, cos, sin))
-    else:
-        good = len(dtypes) == 1
-    if not good:
-        raise ValueError("rope_kv: the native kernel takes float32 and caches of float32 or float16, others one dtype")
+    given, caches = {x.dtype for x in (q, k, v, cos, sin)}, {k_cache.dtype, v_cache.dtype}
+    good = (q.dtype, k_cache.dtype) in _KINDS if impl == "native" else given == caches
+    if not good or len(given) > 1 or len(caches) > 1:
+        raise ValueError("rope_kv: one dtype for all, natively float32 or bfloat16; or float32 with a cache of float16")
     if not positions.dtype == slots.dtype == torch.int64:
         raise ValueError("rope_kv: positions and slots must be int64")
     if not (q.stride(1) == k.stride(1) == v.stride(1) == 1 and k_cache.is_contiguous() and v_cache.is_contiguous()):
@@ -119,8 +117,7 @@ def implementation(q, k_cache) -> str:
         return "reference"
     if q.device.type == "cuda" and q.dtype == k_cache.dtype != torch.float64:
         return "triton"
-    native = q.dtype == torch.float32 and k_cache.dtype in (torch.float32, torch.float16)
-    native = native and _C is not None and q.device.type == "cpu"
+    native = (q.dtype, k_cache.dtype) in _KINDS and _C is not None and q.device.type == "cpu"
     return "native" if native else "reference"
 
 
@@ -132,7 +129,8 @@ def _rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl):
     rows, g, d = k_cache.shape
     addresses = (x.data_ptr() for x in (q, k, v, cos, sin, positions, slots, k_cache, v_cache))
     strides = q.stride(0), k.stride(0), v.stride(0)
-    _C.rope_kv(*addresses, len(q), q.shape[1] // d, g, d, len(cos), rows, *strides, k_cache.dtype is torch.float16)
+    kind = _KINDS[q.dtype, k_cache.dtype]
+    _C.rope_kv(*addresses, len(q), q.shape[1] // d, g, d, len(cos), rows, *strides, getattr(_C.Kind, kind))
 
 
 register(

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     from minilava.runtime.vlm import load  # torch is only imported once the arguments are sound
 
     use_threads(args.threads)
-    vlm = load(args.model, args.device, args.dtype, args.quant, args.cache_mb << 20, args.cache_dir)
+    vlm = load(args.model, args.device, args.dtype, args.quant, args.cache_mb << 20, args.cache_dir, lean=True)
     vlm.progress = progress_bars
     if args.chat:
         from minilava.runtime.repl import chat

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 SETTINGS = {"simd_level", "set_simd", "Kind"}  # of the extension: no operations
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 _LIBC = ctypes.CDLL(None)
 _POISON = getattr(_LIBC, "__asan_poison_memory_region", lambda address, size: None)
 # Ways to spoil a tensor. What is shorter gets memory of its own: a view of the rest would be read unnoticed.

@@ -164,7 +164,7 @@ def test_calibration_records_that_do_not_exist(tmp_path, capsys):
 def test_weights_of_the_tower_are_let_go_and_come_back(stored):
     """After a picture only the last block's memory, which shares pages with its neighbours, may still be resident."""
     _, path = stored
-    vlm = minilava.load(path, cache_bytes=0)
+    vlm = minilava.load(path, cache_bytes=0, lean=True)
     picture = Image.new("RGB", (90, 120), (200, 30, 40))
     first = vlm.generate("<image>\nWhat is it?", [picture], max_new_tokens=4).token_ids
     blocks = [[m.values for m in b.modules() if isinstance(m, Quantized)] for b in vlm.model.vision.blocks]

@@ -12,11 +12,13 @@
 
 #include "cpu/simd.h"
 #define SIMD_FILE "cpu/attention.inc"
+#define SIMD_BF16_TOO
 #include "cpu/each_simd.h"
 
 namespace {
 
 constexpr long FEW = 4;            // queries of a sequence up to which its cache is streamed, once for each of them
+constexpr long NARROW_FEW = 16;    // the same where more would be multiplied in bfloat16: drafts are not
 constexpr long CHUNK = 256;        // keys of one Chunk: fixed, so that results do not depend on the threads
 constexpr long BUDGET = 4L << 20;  // floats of packed keys and values at a time: 16 MiB stay in a last-level cache
 constexpr long WIDEST = 64;        // keys in the widest panel, and a multiple of every vector, of any instruction set
@@ -25,7 +27,7 @@ long up(long n, long to) { return (n + to - 1) / to * to; }
 
 // E: of the queries and the output, C: of the keys and values.
 template <class E, class C>
-void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
+void attend_prompts(const Attention& a, const std::vector<long>& sequences, [[maybe_unused]] bool narrow) {
     const long own = omp_get_max_threads() * SIMD_PICK(block_scratch)(a.dim), share = a.heads / a.kv_heads;
     std::vector<Pack> packs;
     std::vector<Block> blocks;
@@ -41,8 +43,11 @@ void attend_prompts(const Attention& a, const std::vector<long>& sequences) {
             const bool last = i + 1 == sequences.size() && g + 1 == a.kv_heads;
             if (used < BUDGET && !last) continue;
             float* memory = attention_scratch(up(own, 16) + used);
-            SIMD_PICK(attend_blocks<E, C>)
-            (a, packs.data(), packs.size(), blocks.data(), blocks.size(), memory + up(own, 16), memory);
+            auto run = SIMD_PICK(attend_blocks<E, C, float>);
+#if defined(__x86_64__)
+            if (narrow) run = &avx512_bf16::attend_blocks<E, C, bf16>;
+#endif
+            run(a, packs.data(), packs.size(), blocks.data(), blocks.size(), memory + up(own, 16), memory);
             packs.clear();
             blocks.clear();
             used = 0;
@@ -82,13 +87,14 @@ void attend_rows(const Attention& a, const std::vector<long>& sequences) {
 
 template <class E, class C>
 void attend(const Attention& a) {
+    const bool narrow = a.narrow && !a.lse && minilava::simd() == minilava::Simd::kAvx512Bf16;
     std::vector<long> few, many;
     for (long s = 0; s < a.sequences; ++s) {
         const long queries = a.cu_q[s + 1] - a.cu_q[s];
-        if (queries) (queries <= FEW || a.k_len[s] == 0 ? few : many).push_back(s);
+        if (queries) (queries <= (narrow ? NARROW_FEW : FEW) || a.k_len[s] == 0 ? few : many).push_back(s);
     }
     if (!few.empty()) attend_rows<E, C>(a, few);
-    if (!many.empty()) attend_prompts<E, C>(a, many);
+    if (!many.empty()) attend_prompts<E, C>(a, many, narrow);
 }
 
 }  // namespace

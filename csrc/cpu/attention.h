@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/kind.h"
+
 struct Attention {
     const void *q, *k, *v;                  // rows of heads * dim and kv_heads * dim
     void* out;                              // (queries, heads, dim), contiguous
@@ -10,7 +12,8 @@ struct Attention {
     long q_stride, k_stride, v_stride;  // elements from row to row
     bool causal;
     float scale;
-    float* lse;  // (queries, heads) or null
+    float* lse;   // (queries, heads) or null
+    bool narrow;  // without lse: prompts may be multiplied in bfloat16 where the CPU has such products
 };
 
 // Some work for one thread, made by the dispatcher in attention.cpp.
@@ -26,8 +29,6 @@ struct Chunk {  // some keys against one query row, for the heads of some kv hea
     long partial;  // where (floats) per head lie: maximum, sum, and dim accumulated values
 };
 
-// kFloat and kBfloat16: all tensors; kHalfCache: k and v are float16, q and out float32.
-enum class Kind { kFloat, kBfloat16, kHalfCache };
 // `queries` and `rows` are the rows of q and of k; throws std::invalid_argument if the offsets do not fit them.
 void attention(const Attention& a, long queries, long rows, Kind kind);
 

@@ -9,6 +9,13 @@
 
 namespace {
 
+// Rows to take at a time between the attentions: what they hand on should stay in the caches, but every run of rows
+// reads the weights again, so where those are larger the runs are longer.
+long run_of_rows(const DecoderBlockI8& w) {
+    const long weights = (w.q.n + w.k.n + w.v.n + w.o.n + 3 * w.gate.n) * w.q.width;
+    return std::clamp(weights / (4 * w.gate.n), 128L, 1024L);
+}
+
 // Memory of the calling thread, kept from call to call.
 struct Scratch {
     std::vector<float> norm, query, key, value, context, gate, up;
@@ -52,20 +59,23 @@ void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::v
 
 void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
     static thread_local Scratch s;
-    const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
-    float* norm = room(s.norm, b.rows * width);
+    const long most = run_of_rows(w), width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
+    const Kind kind = b.half_cache ? Kind::kHalfCache : Kind::kFloat;
+    float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);
-    float* key = room(s.key, b.rows * kv_width);
-    float* value = room(s.value, b.rows * kv_width);
-    rms_norm(b.x, w.norm1, norm, b.rows, width, eps, false);
-    {
-        const Rounded n(norm, b.rows, w.q);
-        n.times(w.q, query);
-        n.times(w.k, key);
-        n.times(w.v, value);
+    float* key = room(s.key, most * kv_width);
+    float* value = room(s.value, most * kv_width);
+    for (long from = 0; from < b.rows; from += most) {
+        const long n = std::min(most, b.rows - from);
+        rms_norm(b.x + from * width, w.norm1, norm, n, width, eps, false);
+        const Rounded rounded(norm, n, w.q);
+        rounded.times(w.q, query + from * query_width);
+        rounded.times(w.k, key);
+        rounded.times(w.v, value);
+        rope_kv({query + from * query_width, key, value, b.cos, b.sin, b.positions + from, b.slots + from, keys, values,
+                 n, heads, kv_heads, dim, b.table_rows, b.cache_rows, query_width, kv_width, kv_width},
+                kind);
     }
-    rope_kv({query, key, value, b.cos, b.sin, b.positions, b.slots, keys, values, b.rows, heads, kv_heads, dim,
-             b.table_rows, b.cache_rows, query_width, kv_width, kv_width, b.half_cache});
     long rows = b.rows;
     std::vector<int32_t> single;
     if (final && b.lasts) {  // keys and values are made for all rows, everything after them for these alone
@@ -76,17 +86,21 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     }
     float* context = room(s.context, rows * query_width);
     attention({query, keys, values, context, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
-               heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr},
-              rows, b.cache_rows, b.half_cache ? Kind::kHalfCache : Kind::kFloat);
-    Rounded(context, rows, w.o).times(w.o, b.x, b.x);
-    rms_norm(b.x, w.norm2, norm, rows, width, eps, false);
-    float* gate = room(s.gate, rows * w.gate.n);
-    float* up = room(s.up, rows * w.gate.n);
-    {
-        const Rounded n(norm, rows, w.gate);
-        n.times(w.gate, gate);
-        n.times(w.up, up);
+               heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr, true},
+              rows, b.cache_rows, kind);
+    float* gate = room(s.gate, most * w.gate.n);
+    float* up = room(s.up, most * w.gate.n);
+    for (long from = 0; from < rows; from += most) {
+        const long n = std::min(most, rows - from);
+        float* x = b.x + from * width;
+        Rounded(context + from * query_width, n, w.o).times(w.o, x, x);
+        rms_norm(x, w.norm2, norm, n, width, eps, false);
+        {
+            const Rounded rounded(norm, n, w.gate);
+            rounded.times(w.gate, gate);
+            rounded.times(w.up, up);
+        }
+        swiglu({gate, up, gate, nullptr, nullptr, nullptr, n, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
+        Rounded(gate, n, w.down).times(w.down, x, x);
     }
-    swiglu({gate, up, gate, nullptr, nullptr, nullptr, rows, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
-    Rounded(gate, rows, w.down).times(w.down, b.x, b.x);
 }

@@ -7,6 +7,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -45,6 +47,20 @@ namespace avx512 {
 #undef SIMD_WIDTH
 }  // namespace avx512
 #pragma GCC pop_options
+
+#ifdef SIMD_BF16_TOO  // for products of bfloat16, which some CPUs with AVX-512 have
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
+namespace avx512_bf16 {
+#define SIMD_WIDTH 16
+#define SIMD_BF16
+#include "vec.inc"
+#include SIMD_FILE
+#undef SIMD_BF16
+#undef SIMD_WIDTH
+}  // namespace avx512_bf16
+#pragma GCC pop_options
+#endif
 #endif
 
 }  // namespace

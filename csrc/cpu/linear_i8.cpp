@@ -10,9 +10,13 @@
 #include "cpu/each_simd.h"
 
 void quantize_rows(const QuantizeRows& a) {
-    const auto row = SIMD_PICK(quantize_row);
-#pragma omp parallel for schedule(static) if (a.m * a.k > 1 << 15)
-    for (long m = 0; m < a.m; ++m) row(a, m);
+    const auto run = SIMD_PICK(quantize);
+    const long groups = a.m * (a.k / a.group);
+#pragma omp parallel if (a.m * a.k > 1 << 15)
+    {
+        const long t = omp_get_thread_num(), threads = omp_get_num_threads();
+        run(a, groups * t / threads, groups * (t + 1) / threads);
+    }
 }
 
 RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits) {

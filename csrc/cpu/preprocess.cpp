@@ -38,6 +38,7 @@ void portable_vertical(const Axis& axis, int y, const uint8_t* src, ptrdiff_t st
 const RowKernels* row_kernels() {
     switch (simd()) {
 #if defined(__x86_64__)
+        case Simd::kAvx512Bf16:
         case Simd::kAvx512: return &kAvx512Rows;
         case Simd::kAvx2: return &kAvx2Rows;
 #endif

@@ -41,11 +41,18 @@ void rms_norm_backward(const void* x, const float* weight, const void* grad, voi
     (is_bf16 ? norm_backward<bf16> : norm_backward<float>)(x, weight, grad, dx, dw, rows, dim, eps);
 }
 
-void rope_kv(const RopeKv& a) {
+void rope_kv(const RopeKv& a, Kind kind) {
     for (long r = 0; r < a.rows; ++r)
         if (a.positions[r] < 0 || a.positions[r] >= a.table_rows || a.slots[r] < 0 || a.slots[r] >= a.cache_rows)
             throw std::out_of_range("rope_kv: a position is outside the tables or a slot outside the cache");
-    a.half_cache ? SIMD_PICK(rope_kv<f16>)(a) : SIMD_PICK(rope_kv<float>)(a);
+    switch (kind) {
+        case Kind::kFloat:
+            return SIMD_PICK(rope_kv<float, float>)(a);
+        case Kind::kBfloat16:
+            return SIMD_PICK(rope_kv<bf16, bf16>)(a);
+        case Kind::kHalfCache:
+            return SIMD_PICK(rope_kv<float, f16>)(a);
+    }
 }
 
 void rope(const Rope& a, bool is_bf16) { is_bf16 ? SIMD_PICK(rope<bf16>)(a) : SIMD_PICK(rope<float>)(a); }

@@ -3,21 +3,22 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/kind.h"
+
 void rms_norm(const void* x, const float* weight, void* y, long rows, long dim, float eps, bool is_bf16);
 // dw: float32 (dim), whatever the dtype of x.
 void rms_norm_backward(const void* x, const float* weight, const void* grad, void* dx, float* dw, long rows, long dim,
                        float eps, bool is_bf16);
 
 struct RopeKv {
-    float *q, *k, *v;                  // rows at the strides below; q is rotated in place, k and v are read
-    const float *cos, *sin;            // (positions, dim / 2)
+    void *q, *k, *v;                   // rows at the strides below; q is rotated in place, k and v are read
+    const void *cos, *sin;             // (positions, dim / 2)
     const int64_t *positions, *slots;  // (rows): row of the tables, and row of the caches
-    void *k_cache, *v_cache;           // (cache rows, kv_heads, dim), contiguous: float32, or float16
+    void *k_cache, *v_cache;           // (cache rows, kv_heads, dim), contiguous
     long rows, heads, kv_heads, dim, table_rows, cache_rows;
     long q_stride, k_stride, v_stride;
-    bool half_cache;
 };
-void rope_kv(const RopeKv& a);  // throws std::out_of_range before writing anything
+void rope_kv(const RopeKv& a, Kind kind);  // throws std::out_of_range before writing anything
 
 struct Rope {
     const void *q, *k, *cos, *sin;  // (rows, heads or kv_heads, dim) at the strides below, and (rows, dim / 2)

@@ -8,11 +8,12 @@
 namespace minilava {
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 std::atomic<int> level{-1};  // -1: not chosen yet
 
 bool has(int wanted) {
 #if defined(__x86_64__)
+    if (wanted == 3) return has(2) && __builtin_cpu_supports("avx512bf16");
     if (wanted == 2) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -25,13 +26,13 @@ bool has(int wanted) {
 }
 
 int parse(const std::string& name) {
-    if (name.empty() || name == "auto") return has(2) ? 2 : has(1) ? 1 : 0;
-    for (int i = 0; i < 3; ++i) {
+    if (name.empty() || name == "auto") return has(3) ? 3 : has(2) ? 2 : has(1) ? 1 : 0;
+    for (int i = 0; i < 4; ++i) {
         if (name != kNames[i]) continue;
         if (!has(i)) throw std::invalid_argument("this CPU has no " + name);
         return i;
     }
-    throw std::invalid_argument("unknown SIMD level '" + name + "': use avx512, avx2, portable or auto");
+    throw std::invalid_argument("unknown SIMD level '" + name + "': use avx512_bf16, avx512, avx2, portable or auto");
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ from minilava.inputs.sample import MARKERS, Medium, build_sample, place_media
 from minilava.runtime.vlm import VLM, Reply, Request, load_media
 
 SAMPLES, SETTINGS = "samples.jsonl", "run.json"
-BATCH_TOKENS = 32_768  # of a batch: prompts with their pictures, and room for the answers; 16 GB of cache at 7B
+# Of a batch: prompts with their pictures, and room for the answers. 32k are 16 GB of cache at 7B; more than a CPU's
+# caches hold makes it slower.
+BATCH_TOKENS = {"cpu": 8192, "cuda": 32_768}
 GREY = (128, 128, 128)
 
 
@@ -39,7 +41,7 @@ class Options:
 
     scorer: str = "authors"
     blind: bool = False
-    batch_tokens: int = BATCH_TOKENS
+    batch_tokens: int | None = None
     skip_bad: bool = False
     asking: dict = field(default_factory=dict)
 
@@ -104,6 +106,7 @@ def start(item: Item, vlm: VLM, options: Options) -> Talk:
 def answer(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[list[dict]]:
     """The lines of every item, an item's together, batch after batch. An item that cannot be asked raises
     UserError, or, with skip_bad, gives one line with ``error`` and no score."""
+    most = options.batch_tokens or BATCH_TOKENS[vlm.engine.device.type]
     batch: list[tuple[Talk, Request, dict]] = []
     tokens = 0
     for item in items:
@@ -114,7 +117,7 @@ def answer(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[list[d
             yield [_refuse(item, e, options)]
             continue
         rows = line["prompt_tokens"] + request.max_new_tokens
-        if batch and tokens + rows > options.batch_tokens:
+        if batch and tokens + rows > most:
             yield from _converse(vlm, batch, options)
             batch, tokens = [], 0
         batch.append((talk, request, line))

@@ -16,8 +16,8 @@ from minilava.packed import Packed
 from minilava_kernels.cross_entropy import cross_entropy
 from minilava_kernels.splice import splice
 
-# Views encoded at once: enough rows to fill the matrix units, few enough that 128 views do not need 128 views' memory.
-VIEWS_PER_PASS = {"cpu": 4, "cuda": 64}
+# Patches encoded at once: enough to fill the matrix units, few enough that 128 views do not need 128 views' memory.
+PATCHES_PER_PASS = {"cpu": 4 * 729, "cuda": 64 * 729}
 
 
 class LLaVA(nn.Module):
@@ -35,16 +35,14 @@ class LLaVA(nn.Module):
         patches = patches.to(self.dtype or self.text.norm.weight.dtype)
         if torch.is_grad_enabled():  # a training batch is one pass: its activations are kept in any case
             return self.projector(self.vision(patches))
-        step = VIEWS_PER_PASS[patches.device.type]
-        passes = progress(range(0, len(patches), step), "encoding pictures")
-        return torch.cat([self.projector(self.vision(patches[i : i + step])) for i in passes])
+        passes = progress(_passes(patches), "encoding pictures")
+        return torch.cat([self.projector(self.vision(some)) for some in passes])
 
     @torch.no_grad()
     def see(self, patches: Tensor) -> Tensor:
         """patches (V, P, C) -> what a frozen tower says of them, (V, P, Dv): Packed.tower."""
         patches = patches.to(self.dtype or self.text.norm.weight.dtype)
-        step = VIEWS_PER_PASS[patches.device.type]
-        return torch.cat([self.vision(patches[i : i + step]) for i in range(0, len(patches), step)])
+        return torch.cat([self.vision(some) for some in _passes(patches)])
 
     def embed(self, packed: Packed) -> Tensor:
         """Token embeddings with the features spliced in: (T, D)."""
@@ -83,3 +81,8 @@ class LLaVA(nn.Module):
         rows = torch.nonzero((packed.labels != IGNORE) & (packed.positions > 0))[:, 0]
         hidden = self.hidden(packed)[rows - 1]
         return cross_entropy(hidden, self.text.output_weight, packed.labels[rows]), rows
+
+
+def _passes(patches: Tensor) -> tuple[Tensor, ...]:
+    """(V, P, C) in runs of views."""
+    return patches.split(max(1, PATCHES_PER_PASS[patches.device.type] // patches.shape[1]))

@@ -87,7 +87,7 @@ class Block(nn.Module):
             query, x, segments = query[last], x[last], segments.last_rows(last)
         a = attention(
             query, *kv, segments.cu, segments.starts, segments.lengths, causal=True,
-            max_q=segments.max_q, max_k=segments.max_k,
+            max_q=segments.max_q, max_k=segments.max_k, narrow=isinstance(self.q, QuantizedLinear),
         )  # fmt: skip
         x = self.o(a.reshape(len(x), h * k), residual=x)
         n = rms_norm(x, self.norm2.weight, self.eps)

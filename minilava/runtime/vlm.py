@@ -92,13 +92,15 @@ def load(
     quant: str | None = None,
     cache_bytes: int = CACHE_BYTES,
     cache_dir: str | Path | None = None,
+    lean: bool = False,
 ) -> VLM:
     """Load a checkpoint directory of either dialect; without a path, the small model that ships with the package.
 
     device: auto, cpu or cuda. dtype: auto, float32, bfloat16 or float16 (CUDA only). quant: int8 or int4 quantises a
     float checkpoint while it is loaded; None: as it is. Quantised weights compute in float32, on a CPU. cache_bytes:
     memory for what the next question may have in common with this one, encoded pictures and prompts; 0 keeps nothing.
-    cache_dir: a folder that keeps all encoded pictures as well.
+    cache_dir: a folder that keeps all encoded pictures as well. lean: of a quantised checkpoint's tower keep no more
+    than a block resident, which makes the encoding of every later picture slower by a tenth.
     Raises UserError for anything wrong with the path, the files or the arguments.
     """
     began = time.perf_counter()
@@ -111,7 +113,7 @@ def load(
     if stored or quant:
         if device == "cuda" or dtype not in ("auto", "float32"):
             raise UserError("quantised weights run on a CPU and compute in float32: use --device cpu --dtype float32")
-        model = _quantized(path, stored, quant)
+        model = _quantized(path, stored, quant, lean)
     else:
         target = pick_device(device)
         checkpoint = open_checkpoint(path)
@@ -126,7 +128,7 @@ def load(
     return vlm
 
 
-def _quantized(path: str | Path, stored: Quantization | None, quant: str | None) -> LLaVA:
+def _quantized(path: str | Path, stored: Quantization | None, quant: str | None, lean: bool) -> LLaVA:
     """The model with quantised modules: mapped from a quantised checkpoint, or packed from a float one."""
     mapped = stored is not None
     if mapped:
@@ -139,7 +141,7 @@ def _quantized(path: str | Path, stored: Quantization | None, quant: str | None)
     with torch.device("meta"):
         model = quantized(LLaVA(config), stored.modules(config))
     model.load_state_dict(tensors, assign=True)
-    if mapped:
+    if mapped and lean:
         model.vision.after_block = _let_go
     return model
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16"])
 def simd(request):
     """Runs a test once per instruction set this CPU has."""
     _C = pytest.importorskip("minilava._C")

@@ -13,7 +13,7 @@ from minilava_kernels.decoder_i8 import Decoder
 from minilava_kernels.linear import linear
 from minilava_kernels.linear_i8 import Panels, linear_i8, pack, unpack
 from minilava_kernels.norm import rms_norm
-from minilava_kernels.rope_kv import rope, rope_kv
+from minilava_kernels.rope_kv import _KINDS, rope, rope_kv
 from minilava_kernels.swiglu import swiglu
 
 FUZZERS = []  # (function of a case, names of the operations that it calls)
@@ -206,11 +206,13 @@ def fuzz_rope(case):
 @fuzzes("rope_kv")
 def fuzz_rope_kv(case):
     h, g, d, t, table = case.randint(1, 5), case.randint(1, 3), 2 * case.size(70), case.size(60, 0), case.size(50)
-    rows, run, half = t + case.size(40, 0), partial(rope_kv, impl="native"), case.choice((torch.float32, torch.float16))
+    rows, run, (dtype, of_cache) = t + case.size(40, 0), partial(rope_kv, impl="native"), case.choice(list(_KINDS))
     arguments = (
-        case.rows(t, h * d), case.rows(t, g * d), case.rows(t, g * d), case.floats(table, d // 2),
-        case.floats(table, d // 2), case.ints(case.choices(range(table), k=t)), case.floats(rows, g, d, dtype=half),
-        case.floats(rows, g, d, dtype=half), case.ints(case.sample(range(rows), t)),
+        *(case.rows(t, n * d, dtype=dtype) for n in (h, g, g)),
+        *(case.floats(table, d // 2, dtype=dtype) for _ in range(2)),
+        case.ints(case.choices(range(table), k=t)),
+        *(case.floats(rows, g, d, dtype=of_cache) for _ in range(2)),
+        case.ints(case.sample(range(rows), t)),
     )  # fmt: skip
     run(*arguments)
     case.sound(arguments)

@@ -1,5 +1,7 @@
 """attention and its gradients: awkward lengths against float64; the same bits alone, in a batch, on any threads."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,6 +75,25 @@ def test_a_float16_cache_is_that_cache_in_float32(simd, case):
         attention(q, k, v.float(), *rest, True, impl="native")
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("cache", [torch.float32, torch.float16])
+def test_narrow(simd, case, causal, cache):
+    """No further from float64 than bfloat16 is; and nothing changes where a CPU has no such products, nor more than a
+    rounding for the few rows of a step or a draft."""
+    q, k, v, *rest = make(*case)
+    k, v = k.to(cache), v.to(cache)
+    narrow, plain = (attention(q, k, v, *rest, causal, impl="native", narrow=n) for n in (True, False))
+    exact = attention_reference(q.double(), k.double(), v.double(), *rest, causal)
+    assert_within(narrow, attention_reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), *rest, causal).float(), exact)
+    if simd == "avx512_bf16":
+        many = torch.cat([torch.full((n,), n > 16) for n in case[0]])
+        torch.testing.assert_close(narrow[~many], plain[~many], rtol=1e-5, atol=1e-6)
+        assert not many.any() or not torch.allclose(narrow[many], plain[many], rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(narrow, plain)
+
+
 def test_scale_and_large_scores(simd):
     check(make([50, 1], [50, 300], 2, 2, 64), True, scale=8.0)
 
@@ -88,23 +109,26 @@ def test_strided_views(simd):
     )
 
 
-def test_same_bits_alone_in_a_batch_and_on_any_threads(simd):
+@pytest.mark.parametrize("narrow", [False, True])
+def test_same_bits_alone_in_a_batch_and_on_any_threads(simd, narrow):
+    run = partial(attention, causal=True, impl="native", narrow=narrow)
     queries, keys = [70, 1, 130, 2, 5], [70, 600, 400, 300, 5]
     q, k, v, cu, start, length = make(queries, keys, 4, 2, 72)
-    whole = [with_threads(n, lambda: attention(q, k, v, cu, start, length, True, impl="native")) for n in (1, 2, 3)]
+    whole = [with_threads(n, lambda: run(q, k, v, cu, start, length)) for n in (1, 2, 3)]
     assert all(torch.equal(whole[0], other) for other in whole)
     for s, n in enumerate(queries):
         rows = slice(cu[s], cu[s + 1])
-        alone = attention(q[rows], k, v, i32([0, n]), start[s : s + 1], length[s : s + 1], True, impl="native")
+        alone = run(q[rows], k, v, i32([0, n]), start[s : s + 1], length[s : s + 1])
         assert torch.equal(alone, whole[0][rows])
 
 
-def test_nan_stays_visible(simd):
+@pytest.mark.parametrize("narrow", [False, True])
+def test_nan_stays_visible(simd, narrow):
     q, k, v, *rest = make([20, 1], [20, 30], 2, 2, 64)
     for position in (3, 20):
         bad = q.clone()
         bad[position, 1, 5] = float("nan")
-        out = attention(bad, k, v, *rest, True, impl="native")
+        out = attention(bad, k, v, *rest, True, impl="native", narrow=narrow)
         assert out[position, 1].isnan().all()
         assert not out[:, 0].isnan().any()
 

@@ -112,7 +112,7 @@ def test_every_level_equals_the_reference(source, target, channels, vertical_fir
 
 
 def supported_levels(native):
-    names = ["portable", "avx2", "avx512"]
+    names = ["portable", "avx2", "avx512", "avx512_bf16"]
     native.set_simd("auto")
     return names[: names.index(native.simd_level()) + 1]
 

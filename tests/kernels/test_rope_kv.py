@@ -24,8 +24,10 @@ def run(q, k, v, cos, sin, positions, cache, slots, impl):
 @pytest.mark.parametrize(
     ("t", "h", "g", "d"), [(0, 2, 1, 64), (1, 4, 2, 64), (7, 2, 2, 80), (300, 4, 1, 72), (3, 1, 1, 2)]
 )
-def test_native(simd, t, h, g, d):
-    args = make(t, h, g, d)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native(simd, t, h, g, d, dtype):
+    q, k, v, cos, sin, positions, cache, slots = make(t, h, g, d, dtype)
+    args = q, k, v, cos.to(dtype), sin.to(dtype), positions, cache, slots
     wide = [x.double() if x.is_floating_point() else x for x in args]
     native, plain, exact = run(*args, "native"), run(*args, "reference"), run(*wide, "reference")
     for a, b, c in zip(native, plain, exact, strict=True):
