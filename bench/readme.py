@@ -41,6 +41,10 @@ def emerging(run: dict) -> str:
     return f"{run['per_task']} questions per task."
 
 
+def evaluate(run: dict) -> str:
+    return f"{run['questions']} questions, medians of {run['repeats']}."
+
+
 def quality(run: dict) -> str:
     return f"{run['tokens']} tokens; llama-cpp-python {run['llama_cpp']}."
 
@@ -49,7 +53,7 @@ def quality_world(run: dict) -> str:
     return f"{run['per_task']} questions per task of the test split."
 
 
-TABLES = {f.__name__: f for f in (emerging, end_to_end, peers, quality, quality_world, training, world)}
+TABLES = {f.__name__: f for f in (emerging, end_to_end, evaluate, peers, quality, quality_world, training, world)}
 
 
 def render(name: str) -> str:

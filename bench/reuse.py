@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import minilava
 from bench.end_to_end import PHOTOS
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--quant", choices=("none", "int8", "int4"), default="none")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--stories", type=int, default=6, help="texts per task to decode")
+    parser.add_argument("--drafts", action=argparse.BooleanOptionalAction, default=True, help="long at 0.5B")
     args = parser.parse_args()
 
     def load(**options) -> VLM:
@@ -129,9 +131,10 @@ def main() -> None:
 
     progress("questions")
     rows = questions(load, args.repeats)
-    progress("drafts")
-    rows += drafts(load, args.repeats, args.stories)
-    report("reuse", rows, COLUMNS, model=args.model or "embedded", quant=args.quant)
+    if args.drafts:
+        progress("drafts")
+        rows += drafts(load, args.repeats, args.stories)
+    report("reuse", rows, COLUMNS, model=Path(args.model).name if args.model else "embedded", quant=args.quant)
 
 
 if __name__ == "__main__":

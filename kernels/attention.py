@@ -61,8 +61,8 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
     impl forces "reference", "native", "triton", "decode", "flash" or "torch". Gradients need keys packed as queries
     are (k_start = cu_q[:-1] and k_len alike), but for those of the reference, which takes any.
-    narrow: without gradients, prompts of float32 may be multiplied in bfloat16 (sums and softmax stay in float32) where
-    a CPU is faster so, as those of bfloat16 always are.
+    narrow: without gradients, products may be those of bfloat16, where a CPU is faster so; sums and softmax stay in
+    float32. Keys and values are packed first, which pays for prompts and not for steps.
     """
     learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     packed = (learning or impl or q.is_cuda) and _packed(q, k, cu_q, k_start)  # else nothing depends on it
@@ -88,7 +88,7 @@ def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, sca
     arguments = (q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl)
     if learning or torch.compiler.is_compiling():
         return torch.ops.minilava.attention(*arguments)[0]
-    return _run(*arguments, keep=False, narrow=narrow or q.dtype == torch.bfloat16)[0]
+    return _run(*arguments, keep=False, narrow=narrow)[0]
 
 
 def implementation(device, dtype, dim=64, packed=True, learning=False, one_query=False) -> str:

@@ -62,10 +62,12 @@ class Decoder:
         lengths: Tensor,
         cache: Sequence[tuple[Tensor, Tensor]],
         last: Tensor | None = None,
+        prompt: bool = False,
     ) -> Tensor:
         """x float32 (T, D) -> the residual stream after the last block, (T, D) or, of the rows ``last`` int64 (S,),
         which must ascend, (S, D). cos and sin (P, K / 2); positions and slots int64 (T); cu int32 (S + 1), starts and
-        lengths int32 (S) as for attention(); cache: (R, G, K) pairs, all float32 or float16, written at the slots."""
+        lengths int32 (S) as for attention(); cache: (R, G, K) pairs, all float32 or float16, written at the slots.
+        prompt: attention may be narrow, see there."""
         rows, sequences = len(x), len(lengths)
         if x.shape != (rows, self.width) or x.dtype != torch.float32:
             raise ValueError(f"Decoder: x {x.dtype} {tuple(x.shape)} is not float32 (T, {self.width})")
@@ -95,7 +97,7 @@ class Decoder:
         last = None if last is None else last.contiguous()
         self.native.run(
             x.data_ptr(), *(t.data_ptr() for t in whole), 0 if last is None else last.data_ptr(), rows, sequences,
-            0 if last is None else sequences, len(cos), shape[0], self.dim**-0.5, dtype is torch.float16,
+            0 if last is None else sequences, len(cos), shape[0], self.dim**-0.5, dtype is torch.float16, prompt,
             [k.data_ptr() for k, _ in cache], [v.data_ptr() for _, v in cache],
         )  # fmt: skip
         return x if last is None else x[:sequences]

@@ -18,7 +18,6 @@
 namespace {
 
 constexpr long FEW = 4;            // queries of a sequence up to which its cache is streamed, once for each of them
-constexpr long NARROW_FEW = 16;    // the same where more would be multiplied in bfloat16: drafts are not
 constexpr long CHUNK = 256;        // keys of one Chunk: fixed, so that results do not depend on the threads
 constexpr long BUDGET = 4L << 20;  // floats of packed keys and values at a time: 16 MiB stay in a last-level cache
 constexpr long WIDEST = 64;        // keys in the widest panel, and a multiple of every vector, of any instruction set
@@ -91,7 +90,7 @@ void attend(const Attention& a) {
     std::vector<long> few, many;
     for (long s = 0; s < a.sequences; ++s) {
         const long queries = a.cu_q[s + 1] - a.cu_q[s];
-        if (queries) (queries <= (narrow ? NARROW_FEW : FEW) || a.k_len[s] == 0 ? few : many).push_back(s);
+        if (queries) ((queries <= FEW && !narrow) || a.k_len[s] == 0 ? few : many).push_back(s);
     }
     if (!few.empty()) attend_rows<E, C>(a, few);
     if (!many.empty()) attend_prompts<E, C>(a, many, narrow);

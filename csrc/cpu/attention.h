@@ -13,7 +13,7 @@ struct Attention {
     bool causal;
     float scale;
     float* lse;   // (queries, heads) or null
-    bool narrow;  // without lse: prompts may be multiplied in bfloat16 where the CPU has such products
+    bool narrow;  // without lse: all sequences are multiplied in bfloat16 where the CPU has such products
 };
 
 // Some work for one thread, made by the dispatcher in attention.cpp.

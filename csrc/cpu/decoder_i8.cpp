@@ -86,7 +86,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     }
     float* context = room(s.context, rows * query_width);
     attention({query, keys, values, context, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
-               heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr, true},
+               heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr, b.prompt},
               rows, b.cache_rows, kind);
     float* gate = room(s.gate, most * w.gate.n);
     float* up = room(s.up, most * w.gate.n);

@@ -29,7 +29,7 @@ class DecoderI8 {
         const int64_t* last;                    // (lasts): the last row of every sequence, the only ones wanted
         long rows, sequences, lasts, table_rows, cache_rows;
         float scale;
-        bool half_cache;
+        bool half_cache, prompt;  // prompt: attention may be narrow (attention.h)
     };
     // caches: keys and values of every block, (cache_rows, kv_heads, dim), float32 or float16. Throws as rope_kv and
     // attention do.

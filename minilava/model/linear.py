@@ -43,6 +43,11 @@ class QuantizedLinear(Quantized):
         return linear_i8(x, self.panels, self.bias, activation, residual)
 
 
+def coarse(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer's errors hide those of bfloat16."""
+    return isinstance(layer, QuantizedLinear) or x.dtype == torch.bfloat16
+
+
 class QuantizedEmbedding(Quantized):
     """Rows for ids; where embedding and head are tied, the head's product as well."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import TextConfig
-from minilava.model.linear import Linear, QuantizedEmbedding, QuantizedLinear
+from minilava.model.linear import Linear, QuantizedEmbedding, QuantizedLinear, coarse
 from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
 from minilava_kernels.decoder_i8 import Decoder
@@ -37,6 +37,7 @@ class Segments:
     max_q: int
     max_k: int
     slots: Tensor | None = None
+    prompt: bool = True  # read many rows at a time; else steps, which have the same bits however many there are
 
     @staticmethod
     def whole(cu: Tensor, lengths: tuple[int, ...]) -> Segments:
@@ -47,7 +48,7 @@ class Segments:
     def last_rows(self, rows: Tensor) -> Segments:
         """The same keys, but one query per sequence in ``rows``: the last row of each."""
         cu = torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device)
-        return Segments(cu, self.starts, self.lengths, 1, self.max_k)
+        return Segments(cu, self.starts, self.lengths, 1, self.max_k, prompt=self.prompt)
 
 
 class Block(nn.Module):
@@ -87,7 +88,7 @@ class Block(nn.Module):
             query, x, segments = query[last], x[last], segments.last_rows(last)
         a = attention(
             query, *kv, segments.cu, segments.starts, segments.lengths, causal=True,
-            max_q=segments.max_q, max_k=segments.max_k, narrow=isinstance(self.q, QuantizedLinear),
+            max_q=segments.max_q, max_k=segments.max_k, narrow=segments.prompt and coarse(self.q, x),
         )  # fmt: skip
         x = self.o(a.reshape(len(x), h * k), residual=x)
         n = rms_norm(x, self.norm2.weight, self.eps)
@@ -123,7 +124,7 @@ class Qwen(nn.Module):
         cos, sin = self.rotary_tables(x)
         if cache is not None and (native := self._native(x)) is not None:
             s = segments
-            x = native(x, cos, sin, positions, s.slots, s.cu, s.starts, s.lengths, cache, last)
+            x = native(x, cos, sin, positions, s.slots, s.cu, s.starts, s.lengths, cache, last, s.prompt)
             return rms_norm(x, self.norm.weight, self.config.eps)
         if cache is None:
             cos, sin = cos[positions], sin[positions]

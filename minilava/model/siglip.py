@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import VisionConfig
-from minilava.model.linear import Linear, QuantizedLinear
+from minilava.model.linear import Linear, coarse
 from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
 from minilava_kernels.linear import linear
@@ -36,7 +36,7 @@ class Block(nn.Module):
         q, k, v = (m(n).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
         a = attention(
             q, k, v, cu, starts, lengths, causal=False, max_q=patches, max_k=patches,
-            narrow=isinstance(self.q, QuantizedLinear),
+            narrow=coarse(self.q, x),
         )  # fmt: skip
         a = self.out(a.reshape(x.shape))
         n, x = layer_norm(a, self.norm2.weight, self.norm2.bias, self.eps, residual=x)

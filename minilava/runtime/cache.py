@@ -65,5 +65,6 @@ class KVCache:
         owners, lengths, queries = zip(*spans, strict=True)
         starts = int32(self.starts[s] for s in owners)
         cu = int32(accumulate(queries, initial=0))
-        segments = Segments(cu, starts, int32(lengths), max(queries), max(lengths), torch.cat(slots).to(self.device))
+        rows = torch.cat(slots).to(self.device)
+        segments = Segments(cu, starts, int32(lengths), max(queries), max(lengths), rows, prompt=not apart)
         return torch.cat(positions).to(self.device), segments

@@ -145,7 +145,7 @@ class Step:
         """One token more for every row. A row past its end writes over its own last cache row."""
         s = self.state
         at = torch.minimum(s["positions"], s["ends"])
-        segments = Segments(self.cu, s["starts"].int(), (at + 1).int(), 1, self.longest, s["starts"] + at)
+        segments = Segments(self.cu, s["starts"].int(), (at + 1).int(), 1, self.longest, s["starts"] + at, prompt=False)
         x = self.model.text.embed(s["ids"])
         logits = self.logits(self.model.text(x, at, segments, self.layers))
         self.drawn.copy_(draw(logits, self.settings, s["seeds"], s["draws"]))

@@ -53,6 +53,24 @@ def test_the_same_bits_as_block_by_block(simd, bits, dtype):
     assert all(torch.equal(a, b) for a, b in zip(at_once, single, strict=True))
 
 
+@pytest.mark.parametrize("pieces", [[59], [58, 1], [3, 1, 40, 15], [30, 29]])
+def test_a_prompt_in_pieces_has_the_bits_of_the_whole(simd, pieces):
+    """So that a prompt whose beginning is known already is answered as it was before."""
+    model, x = make(8), torch.randn(59, CONFIG.width)
+    cache, hidden = KVCache(CONFIG, [59], torch.float16, torch.device("cpu")), None
+    with torch.inference_mode():
+        for some in x.split(pieces):
+            positions, segments = cache.extend([0], [len(some)])
+            hidden = model(some, positions, segments, cache.layers, segments.cu[1:].long() - 1)
+        whole = KVCache(CONFIG, [59], torch.float16, torch.device("cpu"))
+        positions, segments = whole.extend([0], [59])
+        expected = model(x, positions, segments, whole.layers, segments.cu[1:].long() - 1)
+    if simd == "avx512_bf16":
+        assert torch.equal(hidden, expected)
+    else:  # a few rows are read from the cache as a step's are, and added up in another order
+        torch.testing.assert_close(hidden, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_the_same_bits_on_any_threads(simd):
     model = make(8)
     once = steps(model)
