@@ -88,13 +88,14 @@ def map_entries(path: Path, entries: dict[str, Entry]) -> dict[str, Tensor]:
         return {name: f.get_tensor(e.key) for name, e in entries.items()}
 
 
-def drop_pages(tensor: Tensor) -> None:
-    """Let go of the resident memory of a tensor of map_entries that was only read: it stays in the file's cache, from
-    which the next use takes it again. What was written to it is lost."""
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = tensor.data_ptr() + tensor.nbytes - first
-    if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+def drop_pages(*tensors: Tensor) -> None:
+    """Let go of the resident memory of tensors of map_entries that were only read: it stays in the file's cache, from
+    which the next use takes it again. What was written to them is lost."""
+    for tensor in tensors if hasattr(mmap, "MADV_DONTNEED") else ():
+        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = tensor.data_ptr() + tensor.nbytes - first
+        if length > 0:
+            _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def trim() -> None:

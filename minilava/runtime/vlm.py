@@ -147,12 +147,10 @@ def _quantized(path: str | Path, stored: Quantization | None, quant: str | None,
 
 
 def _let_go(block: nn.Module) -> None:
-    """The tower is more than half of a small model, and idle while words are read and written: of its mapped weights
-    one block is resident at a time."""
+    """Of the tower's mapped weights, idle while words are read and written, one block is resident at a time."""
     for module in block.modules():
         if isinstance(module, Quantized):
-            drop_pages(module.values)
-            drop_pages(module.scales)
+            drop_pages(module.values, module.scales)
 
 
 class VLM:
