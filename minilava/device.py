@@ -33,6 +33,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def check_simd() -> None:
+    """UserError where MINILAVA_SIMD asks for instructions that are unknown or that this CPU lacks."""
+    try:
+        from minilava._C import simd_level
+    except ImportError:
+        return
+    try:
+        simd_level()
+    except ValueError as e:
+        raise UserError(f"MINILAVA_SIMD: {e}") from None
+
+
 def use_threads(number: int | None) -> None:
     """Let this process's one pool, PyTorch's and the native kernels', have so many threads; None: what
     OMP_NUM_THREADS says, else cores()."""

@@ -1,6 +1,8 @@
 """How many threads: cores, not their hyperthreads, of those this process may use."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,15 @@ def test_what_a_cgroup_allows(machine, files, expected):
     for name, text in files.items():
         write(name, text)
     assert cores(root) == expected
+
+
+def test_an_unknown_instruction_set_is_named():
+    pytest.importorskip("minilava._C")
+    command = [sys.executable, "-m", "minilava.generate", "--prompt", "hi"]
+    done = subprocess.run(command, env=os.environ | {"MINILAVA_SIMD": "avx999"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("minilava: error: MINILAVA_SIMD: unknown SIMD level 'avx999': use ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_use_threads(monkeypatch):

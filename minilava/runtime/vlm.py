@@ -15,7 +15,7 @@ from torch import nn
 from minilava.checkpoint import load_tensors, open_checkpoint
 from minilava.checkpoint.shard import drop_pages, trim
 from minilava.config import ModelConfig
-from minilava.device import pick_device, pick_dtype
+from minilava.device import check_simd, pick_device, pick_dtype
 from minilava.errors import UserError
 from minilava.inputs.chat import LAYOUTS, RECIPES
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
@@ -103,8 +103,8 @@ def load(
     than a block resident, which makes the encoding of every later picture slower by a tenth.
     Raises UserError for anything wrong with the path, the files or the arguments.
     """
-    began = time.perf_counter()
-    path = TINY if path is None else path
+    check_simd()
+    began, path = time.perf_counter(), TINY if path is None else path
     stored, quant = read_quantization(path), None if quant == "none" else quant
     if quant not in (None, *POLICIES):
         raise UserError(f"--quant {quant!r} is not one of none, {', '.join(POLICIES)}")
