@@ -16,18 +16,16 @@ import numpy as np
 import torch
 
 import minilava
-from bench.harness import in_turns, median, progress, report, table
+from bench.harness import in_turns, median, progress
+from bench.world import replies, show
 from minilava.data.world import TASKS
 from minilava.errors import UserError, command
 from minilava.eval.item import Item
-from minilava.eval.run import Options, answer
 from minilava.eval.world import MAX_NEW_TOKENS, items
 from minilava.runtime.vlm import TINY
 
-ASKING = {"max_new_tokens": MAX_NEW_TOKENS, "pool": "none", "anyres": False}
 AGREE = 0.98
 TARGET = 5.0
-COLUMNS = ["what", "questions/s", "ratio", "target", "same answers"]
 
 
 class OneByOne:
@@ -64,7 +62,7 @@ class OneByOne:
 
 
 def ours(vlm, asked: Sequence[Item]) -> list[str]:
-    return [line["answer"] for lines in answer(vlm, asked, Options(asking=ASKING)) for line in lines]
+    return [line["answer"] for line in replies(vlm, asked, pool="none", anyres=False)]
 
 
 def main() -> None:
@@ -98,11 +96,7 @@ def main() -> None:
          "target": TARGET if name.startswith("minilava") else ""}
         for name, s in seconds.items()
     ]  # fmt: skip
-    settings = {"model": "embedded", "questions": len(asked), "repeats": args.repeats}
-    if args.keep:
-        report("evaluate", rows, COLUMNS, **settings)
-    else:
-        print(table(rows, COLUMNS))
+    show("evaluate", rows, args.keep, model="embedded", questions=len(asked), repeats=args.repeats)
 
 
 if __name__ == "__main__":

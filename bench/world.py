@@ -22,26 +22,25 @@ from minilava.eval.item import Item
 from minilava.eval.run import Options, answer
 from minilava.eval.world import MAX_NEW_TOKENS, items
 
-OPTIONS = {"max_new_tokens": MAX_NEW_TOKENS}
-
 
 def questions(per_task: int, seed: int = 0) -> dict[str, list[Item]]:
     return {task: list(items(task, per_task, seed=seed)) for task in TASKS}
 
 
-def measure(vlm, questions: dict[str, list[Item]], blind: bool = True) -> dict[str, dict[str, float]]:
+def measure(vlm, tasks: dict[str, list[Item]], blind: bool = True) -> dict[str, dict[str, float]]:
     """task -> {"accuracy", "blind", "chance"}, shares of 1."""
     table = {}
-    for task, asked in tqdm(questions.items(), desc="tasks", disable=None):
+    for task, asked in tqdm(tasks.items(), desc="tasks", disable=None):
         runs = {name: replies(vlm, asked, grey) for name, grey in (("accuracy", False), ("blind", True))[: 1 + blind]}
         row = {name: sum(line["score"] for line in lines) / len(lines) for name, lines in runs.items()}
         table[task] = row | {"chance": sum(item.extra["chance"] for item in asked) / len(asked)}
     return table
 
 
-def replies(vlm, asked: Sequence[Item], blind: bool = False) -> list[dict]:
-    """A line per question, with the answer and its score (minilava.eval.run)."""
-    return [line for lines in answer(vlm, asked, Options(blind=blind, asking=OPTIONS)) for line in lines]
+def replies(vlm, asked: Sequence[Item], blind: bool = False, **asking: object) -> list[dict]:
+    """A line per question, with the answer and its score (minilava.eval.run). asking: more options of VLM.request."""
+    options = Options(blind=blind, asking={"max_new_tokens": MAX_NEW_TOKENS, **asking})
+    return [line for lines in answer(vlm, asked, options) for line in lines]
 
 
 def means(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -200,11 +200,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", default=str(random.randrange(10**6)))
     parser.add_argument("--case", type=int, help="this one alone")
-    parser.add_argument("--library", help="the extension to use")
+    parser.add_argument("--extension", metavar="FILE", help="the extension to use")
     parser.add_argument("--control", choices=("overread", "misaligned"), help="do this wrong on purpose")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    extension = load(args.library)
+    extension = load(args.extension)
     if args.control:
         return control(extension, args.control)
     levels = []

@@ -103,7 +103,7 @@ def fixed_addresses():
 
 def fuzz(library, *options):
     """(exit status, last line) of tests/fuzz.py, whose every line says what comes next; reports go to stderr."""
-    command = [sys.executable, "-m", "tests.fuzz", "--library", library, *options]
+    command = [sys.executable, "-m", "tests.fuzz", "--extension", library, *options]
     how = {"cwd": ROOT, "env": environment(), "preexec_fn": fixed_addresses, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **how) as child:
         last = deque(child.stdout, maxlen=1)

@@ -59,7 +59,7 @@ void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::v
 
 void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
     static thread_local Scratch s;
-    const long most = run_of_rows(w), width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
+    const long most = std::min(run_of_rows(w), b.rows), width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
     const Kind kind = b.half_cache ? Kind::kHalfCache : Kind::kFloat;
     float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);

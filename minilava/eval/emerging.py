@@ -21,9 +21,8 @@ from minilava.data.world.example import STYLES
 from minilava.eval.item import Column, Item, Layout, Suite
 from minilava.eval.world import EXACT, MAX_NEW_TOKENS
 
-Pictures = list[Image.Image]
 LABELS = re.compile(r"[A-H]\)?:? ?<image>")  # letters beside pictures, which frames of a video cannot have
-PICTURE = re.compile(r"(?i)picture|view(?=s?\b)")
+WORDS = re.compile(r"(?i)picture|view(?=s?\b)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Form:
             return "<video>\n"
         return "".join(f"Frame {i + 1}: <image>\n" for i in range(frames))
 
-    def media(self, records: Sequence[Pictures]) -> list[tuple[str, Any]]:
+    def media(self, records: Sequence[list[Image.Image]]) -> list[tuple[str, Any]]:
         if self.kind == "video":
             return [("video", frames) for frames in records]
         return [("image", frame) for frames in records for frame in frames]
@@ -58,16 +57,16 @@ class Task:
     trained: tuple[str, ...]
 
 
-VIDEO, PICTURES = Form("video"), Form("image")
+AS_VIDEO, AS_PICTURES = Form("video"), Form("image")
 TASKS = {
-    "post_about_video": Task("daily", VIDEO, ("daily", "video_qa")),
-    "difference_in_video": Task("spot_difference", VIDEO, ("spot_difference", "video_qa")),
-    "edit_in_video": Task("image_edit", VIDEO, ("image_edit", "video_qa")),
-    "story_in_video": Task("visual_story", VIDEO, ("visual_story", "video_qa")),
-    "documents_in_video": Task("text_rich", VIDEO, ("text_rich", "video_qa")),
-    "faults_in_video": Task("low_level", VIDEO, ("low_level", "video_qa")),
-    "room_in_video": Task("scene_vqa", VIDEO, ("scene_vqa", "video_qa")),
-    "video_in_pictures": Task("video_qa", PICTURES, ("video_qa", "visual_story")),
+    "post_about_video": Task("daily", AS_VIDEO, ("daily", "video_qa")),
+    "difference_in_video": Task("spot_difference", AS_VIDEO, ("spot_difference", "video_qa")),
+    "edit_in_video": Task("image_edit", AS_VIDEO, ("image_edit", "video_qa")),
+    "story_in_video": Task("visual_story", AS_VIDEO, ("visual_story", "video_qa")),
+    "documents_in_video": Task("text_rich", AS_VIDEO, ("text_rich", "video_qa")),
+    "faults_in_video": Task("low_level", AS_VIDEO, ("low_level", "video_qa")),
+    "room_in_video": Task("scene_vqa", AS_VIDEO, ("scene_vqa", "video_qa")),
+    "video_in_pictures": Task("video_qa", AS_PICTURES, ("video_qa", "visual_story")),
     "one_of_three_pictures": Task("single_image", Form("image", 3), ("single_image", "multi_image_vqa")),
     "one_of_two_videos": Task("video_qa", Form("video", 2), ("video_qa", "multi_image_vqa")),
 }
@@ -91,7 +90,7 @@ def _item(name: str, index: int) -> Item | None:
     if not questions or made.anyres or LABELS.search(made.prompt):
         return None
     question, place = rng.choice(questions), rng.randrange(task.form.of)
-    text = question.text if task.form.of > 1 else PICTURE.sub(_frame, question.text)
+    text = question.text if task.form.of > 1 else WORDS.sub(_frame, question.text)
     prompt = f"{task.form.prompt(len(made.frames), place)}{text} {rng.choice(STYLES[question.style])}"
     extra = {"chance": 1 / question.choices if question.choices else 0.0, "trained": ", ".join(task.trained)}
 

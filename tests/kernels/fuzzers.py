@@ -115,7 +115,7 @@ def fuzz_decoder(case):
         blocks.append((case.floats(width), case.floats(width), matrices))
         cache.append(tuple(case.floats(rows, kv, dim, dtype=half) for _ in "kv"))
     cu = [min(c, rows) for c in case.segments(case.randint(1, 4), rows)]
-    wanted = case.random() < 0.5 and all(a < b for a, b in itertools.pairwise(cu))
+    prompt, wanted = case.random() < 0.5, case.random() < 0.5 and all(a < b for a, b in itertools.pairwise(cu))
     starts = [case.randint(0, rows) for _ in cu[1:]]
     lengths = [case.randint(0, rows - s) for s in starts]
     arguments = (
@@ -131,7 +131,7 @@ def fuzz_decoder(case):
 
     def run(*a, first=blocks[0]):
         decoder = Decoder([first, *blocks[1:]], heads, kv, 1e-6)
-        return decoder(*a[:8], [a[8:10], *cache[1:]], a[10])
+        return decoder(*a[:8], [a[8:10], *cache[1:]], a[10], prompt)
 
     case.sound(run(*arguments))
     limits = {3: table, 4: rows, 6: rows + 1, 7: rows + 1} | ({10: cu[-1]} if wanted else {5: cu[-1] + 1})
@@ -161,7 +161,8 @@ def fuzz_attention(case):
     def keeping(*arguments):  # the log-sum-exp too
         return torch.ops.minilava.attention(*arguments, causal, 0, 0.125, "native")[0]
 
-    run = case.choice((keeping, partial(attention, causal=causal, impl="native")))
+    plain, narrow = (partial(attention, causal=causal, impl="native", narrow=n) for n in (False, True))
+    run = case.choice((keeping, plain, narrow))
     case.sound(run(*arguments))
     case.refused(run, arguments, {3: cu[-1] + 1, 4: rows + 1, 5: rows + 1})
     case.spoil(run, *arguments)

@@ -57,14 +57,16 @@ def test_the_same_bits_as_block_by_block(simd, bits, dtype):
 def test_a_prompt_in_pieces_has_the_bits_of_the_whole(simd, pieces):
     """So that a prompt whose beginning is known already is answered as it was before."""
     model, x = make(8), torch.randn(59, CONFIG.width)
-    cache, hidden = KVCache(CONFIG, [59], torch.float16, torch.device("cpu")), None
-    with torch.inference_mode():
+
+    def read(pieces):
+        cache = KVCache(CONFIG, [59], torch.float16, torch.device("cpu"))
         for some in x.split(pieces):
             positions, segments = cache.extend([0], [len(some)])
-            hidden = model(some, positions, segments, cache.layers, segments.cu[1:].long() - 1)
-        whole = KVCache(CONFIG, [59], torch.float16, torch.device("cpu"))
-        positions, segments = whole.extend([0], [59])
-        expected = model(x, positions, segments, whole.layers, segments.cu[1:].long() - 1)
+            last = model(some, positions, segments, cache.layers, segments.cu[1:].long() - 1)
+        return last
+
+    with torch.inference_mode():
+        hidden, expected = read(pieces), read([59])
     if simd == "avx512_bf16":
         assert torch.equal(hidden, expected)
     else:  # a few rows are read from the cache as a step's are, and added up in another order
