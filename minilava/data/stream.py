@@ -187,3 +187,8 @@ class Loader:
         if isinstance(item, UserError):
             raise item
         return item
+
+    def close(self) -> None:
+        """End the worker processes. Python would ask them by SIGTERM when it exits, which they do not hear."""
+        if shut := getattr(self.items, "_shutdown_workers", None):
+            shut()

@@ -234,6 +234,7 @@ def train(config: TrainConfig) -> Path:
         run.export()
     finally:
         stop.restore()
+        run.batches.close()
         if log:
             log.close()
     ranks.stop()

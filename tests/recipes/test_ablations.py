@@ -284,6 +284,25 @@ def test_what_another_process_is_at_is_left_to_it(tmp_path, small, monkeypatch):
     assert [p.name for p in trained[3:]] == ["single-1", "m4-1"] and len(waits) == 2
 
 
+def test_an_early_run_that_becomes_free_is_next(tmp_path, monkeypatch):
+    """The first seed is to be whole before the next one: a queue that is stopped then has a table to show."""
+    done = []
+    other = queue.claimed(tmp_path / "single-1")
+    assert other.__enter__()
+
+    def do(out, run, seed, *rest):
+        done.append(run.folder(out, seed).name)
+        (run.folder(out, seed) / queue.MODEL).mkdir()
+        if done[-1] == "from-stage1-2":  # the other one dies
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(queue, "do", do)
+    monkeypatch.setattr(queue, "begin", lambda new, scale: None)
+    queue.work(tmp_path, [ALL["table5"]], seeds=2, questions=1, scale=1.0)
+    order = ("pretrain", "projector", "from-stage1-1", "from-stage1-2", "single-1", "m4-1", "single-2", "m4-2")
+    assert done == list(order)
+
+
 @pytest.mark.slow
 def test_the_whole_queue_in_small(tmp_path, small):
     run_queue(tmp_path, ",".join(ALL))

@@ -120,6 +120,22 @@ def test_ctrl_c_saves_and_exits_130(tiny, tmp_path, whole):
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
+CRASH = """
+import sys
+from minilava.train.__main__ import main
+from minilava.train.loop import Run
+Run.save = None
+main(sys.argv[1:])
+"""
+
+
+def test_a_crash_ends_the_process(tiny, tmp_path):
+    """Its data workers wait for more to do and are deaf to SIGTERM, by which Python would end them as it exits."""
+    argv, _ = start(tiny, tmp_path, workers=1, save_every=1)
+    done = subprocess.run([sys.executable, "-c", CRASH, *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.endswith("TypeError: 'NoneType' object is not callable\n")
+
+
 @pytest.mark.parametrize("file", ["checkpoint", "log"])
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny, tmp_path, whole, file):
     """The system refuses to let any file grow beyond a limit: the checkpoint's, or already the log."""

@@ -74,17 +74,17 @@ def work(out: Path, tables: Sequence[Table], seeds: int, questions: int, scale: 
     planned = plan.jobs(tables, seeds)
     jobs = [(f"{number}/{len(planned)}", run, seed) for number, (run, seed) in enumerate(planned, 1)]
     while jobs:
-        left = []
-        for number, run, seed in jobs:
+        for job in jobs:  # the first that is free: from the top again after every run, so that seed 1 is whole first
+            number, run, seed = job
             start = run.settings(out, seed, scale)["init"]
             with claimed(run.folder(out, seed)) as mine:
-                if mine and Path(start).exists():
+                if ready := mine and Path(start).exists():
                     do(out, run, seed, questions, scale, number)
-                else:
-                    left.append((number, run, seed))
-        if len(left) == len(jobs):
+            if ready:
+                jobs.remove(job)
+                break
+        else:
             time.sleep(WAIT_S)
-        jobs = left
 
 
 @contextmanager
