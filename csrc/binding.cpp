@@ -5,6 +5,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/decoder_i8.h"
+#include "cpu/encoder_i8.h"
 #include "cpu/linear.h"
 #include "cpu/linear_i8.h"
 #include "cpu/ops.h"
@@ -122,6 +123,20 @@ void bind_decoder_i8(py::module_& m) {
             without_gil);
 }
 
+void bind_encoder_i8(py::module_& m) {
+    py::class_<EncoderBlockI8>(m, "EncoderBlockI8")
+        .def(py::init([](const std::array<uintptr_t, 4>& norms, const std::array<Matrix, 6>& w, long heads, float eps,
+                         float scale) {
+            return EncoderBlockI8{at<float>(norms[0]), at<float>(norms[1]), at<float>(norms[2]), at<float>(norms[3]),
+                                  matrix(w[0]), matrix(w[1]), matrix(w[2]), matrix(w[3]), matrix(w[4]), matrix(w[5]),
+                                  heads, eps, scale};
+        }))
+        .def(
+            "run",
+            [](const EncoderBlockI8& b, uintptr_t x, long views, long patches) { b.run(at<float>(x), views, patches); },
+            without_gil);
+}
+
 void bind_attention(py::module_& m) {
     py::enum_<Kind>(m, "Kind")
         .value("float32", Kind::kFloat)
@@ -164,6 +179,15 @@ void bind_norm(py::module_& m) {
            bool is_bf16) {
             rms_norm_backward(at<void>(x), at<float>(weight), at<void>(grad), at<void>(dx), at<float>(dw), rows, dim,
                               eps, is_bf16);
+        },
+        without_gil);
+    m.def(
+        "layer_norm",
+        [](uintptr_t x, uintptr_t residual, uintptr_t weight, uintptr_t bias, uintptr_t total, uintptr_t y, long rows,
+           long dim, float eps, bool is_bf16) {
+            layer_norm({at<void>(x), at<void>(residual), at<float>(weight), at<float>(bias), at<void>(total),
+                        at<void>(y), rows, dim, eps},
+                       is_bf16);
         },
         without_gil);
 }
@@ -221,6 +245,7 @@ PYBIND11_MODULE(_C, m) {
     bind_linear(m);
     bind_linear_i8(m);
     bind_decoder_i8(m);
+    bind_encoder_i8(m);
     bind_attention(m);
     bind_norm(m);
     bind_rope_kv(m);

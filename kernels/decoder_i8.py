@@ -16,14 +16,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minilava_kernels.linear_i8 import Panels
+from minilava_kernels.linear_i8 import Matrix, address
 
 try:
     from minilava import _C
 except ImportError:
     _C = None
 
-Matrix = tuple[Panels, Tensor | None]  # and its bias
 Block = tuple[Tensor, Tensor, Sequence[Matrix]]
 
 
@@ -48,7 +47,7 @@ class Decoder:
             if [(p.n, p.k) for p, _ in matrices] != whole or not norm1.shape == norm2.shape == (d,) or not biases:
                 raise ValueError(f"Decoder: a block's tensors do not fit width {d} and heads of {self.dim}")
             self.held.append((norm1, norm2, matrices))
-            self.native.add(norm1.data_ptr(), norm2.data_ptr(), [_address(*m) for m in matrices])
+            self.native.add(norm1.data_ptr(), norm2.data_ptr(), [address(*m) for m in matrices])
 
     def __call__(
         self,
@@ -109,9 +108,3 @@ def _ascend(last: Tensor, sequences: int, rows: int) -> bool:
         return False
     ends = [-1, *last.tolist(), rows]
     return all(a < b for a, b in itertools.pairwise(ends))
-
-
-def _address(p: Panels, bias: Tensor | None) -> tuple[int, ...]:
-    padded = p.scales.shape[1] * p.group
-    address = 0 if bias is None else bias.data_ptr()
-    return p.values.data_ptr(), p.scales.data_ptr(), address, p.n, p.k, padded, p.group, p.bits

@@ -65,6 +65,15 @@ class Panels:
         return self.values.shape[1] * (32 // self.bits) // self.scales.shape[1]
 
 
+Matrix = tuple[Panels, torch.Tensor | None]  # and its bias (N,)
+
+
+def address(p: Panels, bias: torch.Tensor | None) -> tuple[int, ...]:
+    """A matrix as the kernels of whole blocks take it."""
+    at = 0 if bias is None else bias.data_ptr()
+    return p.values.data_ptr(), p.scales.data_ptr(), at, p.n, p.k, p.scales.shape[1] * p.group, p.group, p.bits
+
+
 def shapes(n: int, k: int, bits: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the values and the scales of a weight (n, k)."""
     panels, groups = -(-n // PANEL), -(-k // GROUPS[bits])

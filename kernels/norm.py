@@ -38,23 +38,26 @@ def rms_norm(x, weight, eps, residual=None, impl=None):
 
 def layer_norm(x, weight, bias, eps, residual=None, impl=None):
     """x (..., D) less its mean, over its deviation, times weight (D), plus bias (D). With a residual: (the norm of
-    x + residual, that sum). impl forces "reference" (PyTorch's own, on a CPU one fused pass) or "triton"."""
+    x + residual, that sum). impl forces "reference" (PyTorch's own, one fused pass), "native" (without gradients) or
+    "triton"."""
     return _norm(x, weight, bias, eps, residual, impl)
 
 
-def implementation(x, weight, bias=None) -> str:
+def implementation(x, weight, bias=None, residual=None) -> str:
     """Which implementation the norms use for these tensors."""
     if x.device.type == "cuda" and x.dtype != torch.float64:
         return "triton"
-    native = _C is not None and bias is None and x.device.type == "cpu"
-    return "native" if native and x.dtype in _DTYPES and weight.dtype in _DTYPES else "reference"
+    plain = _C is None or x.device.type != "cpu" or (bias is not None and registered(x, weight, bias, residual))
+    return "reference" if plain or x.dtype not in _DTYPES or weight.dtype not in _DTYPES else "native"
 
 
 def _norm(x, weight, bias, eps, residual, impl):
-    impl = impl or implementation(x, weight, bias)
+    impl = impl or implementation(x, weight, bias, residual)
     dim = weight.shape[0]
     if x.shape[-1:] != (dim,) or (residual is not None and residual.shape != x.shape):
         raise ValueError(f"rms_norm or layer_norm: x {tuple(x.shape)}, weight ({dim},) and the residual do not fit")
+    if impl == "native" and bias is not None and registered(x, weight, bias, residual):
+        raise ValueError("layer_norm: native has no gradients")
     if impl == "reference":
         total = x if residual is None else x + residual
         y = rms_norm_reference(total, weight, eps) if bias is None else layer_norm_reference(total, weight, bias, eps)
@@ -66,23 +69,30 @@ def _norm(x, weight, bias, eps, residual, impl):
 
 def _run(x, residual, weight, bias, eps, impl):
     """(normed, x + residual), the second one empty without a residual."""
-    shape, dim = x.shape, weight.shape[0]
+    shape, dim, name = x.shape, weight.shape[0], "rms_norm" if bias is None else "layer_norm"
     if impl == "triton":
         from minilava_kernels.gpu.norm import norm
 
         x, residual = (t if t is None else _rows(t, dim) for t in (x, residual))
         y, total = norm(x, residual, weight.contiguous(), None if bias is None else bias.contiguous(), eps)
         return y.view(shape), x.new_empty(0) if total is None else total.view(shape)
-    if bias is not None or x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
-        raise ValueError(f"rms_norm: {impl} takes float32 or bfloat16 and no bias, not {x.dtype} and {weight.dtype}")
-    if weight.shape != shape[-1:]:
-        raise ValueError(f"rms_norm: weight {tuple(weight.shape)} does not fit x {tuple(shape)}")
+    if x.dtype not in _DTYPES or weight.dtype not in _DTYPES:
+        raise ValueError(f"{name}: {impl} takes float32 or bfloat16, not {x.dtype} and {weight.dtype}")
+    if weight.shape != shape[-1:] or (bias is not None and bias.shape != weight.shape):
+        raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit x {tuple(shape)}")
     if residual is not None and (residual.dtype != x.dtype or residual.shape != shape):  # or the sum has another
-        raise ValueError(f"rms_norm: residual {residual.dtype} {tuple(residual.shape)} does not fit x {tuple(shape)}")
-    total = x.contiguous() if residual is None else (x + residual).contiguous()
-    y, wide = torch.empty_like(total), weight.float().contiguous()
-    is_bf16 = x.dtype is torch.bfloat16
-    _C.rms_norm(total.data_ptr(), wide.data_ptr(), y.data_ptr(), x.numel() // dim, dim, eps, is_bf16)
+        raise ValueError(f"{name}: residual {residual.dtype} {tuple(residual.shape)} does not fit x {tuple(shape)}")
+    x, residual = (t if t is None else t.contiguous() for t in (x, residual))
+    y, wide = torch.empty_like(x), weight.float().contiguous()
+    form = x.numel() // dim, dim, eps, x.dtype is torch.bfloat16
+    if bias is None:
+        total = x if residual is None else x + residual
+        _C.rms_norm(total.data_ptr(), wide.data_ptr(), y.data_ptr(), *form)
+    else:
+        total, bias = x if residual is None else torch.empty_like(x), bias.float().contiguous()
+        added = 0 if residual is None else residual.data_ptr()
+        addresses = (t.data_ptr() for t in (wide, bias, total, y))
+        _C.layer_norm(x.data_ptr(), added, *addresses, *form)
     return y, x.new_empty(0) if residual is None else total
 
 

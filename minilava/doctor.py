@@ -42,7 +42,6 @@ WHY = {
 }
 # Where plain PyTorch is what runs, and that is meant.
 PLAIN = {
-    ("cpu", "layer norm"): "PyTorch's own is one fused pass",
     ("cpu", "pool"): "a few per cent of the time of a picture",
     ("cpu", "splice"): "a few per cent of the time of a picture",
     ("cpu", "projector"): "two products, as linear",
@@ -51,6 +50,7 @@ PLAIN = {
     ("cuda", "linear, one row"): "cuBLAS",
     ("cuda", "linear_i8"): "for CPUs",
     ("cuda", "decoder_i8"): "for CPUs",
+    ("cuda", "encoder_i8"): "for CPUs",
     ("cuda", "linear, many rows"): "cuBLAS",
     ("cuda", "linear, training"): "cuBLAS",
 }
@@ -86,6 +86,7 @@ def operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
             "linear_q": linear_q.implementation(t(1, 64)),
             "linear_i8": quantised,
             "decoder_i8": quantised,
+            "encoder_i8": quantised,
             "cross_entropy": cross_entropy.implementation(t(1, 64)),
             "sample": sample.implementation(device),
         }

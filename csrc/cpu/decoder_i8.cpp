@@ -2,7 +2,6 @@
 #include "cpu/decoder_i8.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "cpu/attention.h"
 #include "cpu/rowwise.h"
@@ -21,30 +20,6 @@ struct Scratch {
     std::vector<float> norm, query, key, value, context, gate, up;
 };
 
-float* room(std::vector<float>& v, long count) {
-    if (long(v.size()) < count) v.resize(count);
-    return v.data();
-}
-
-// Rows of x, rounded once for all matrices that multiply them.
-class Rounded {
-  public:
-    Rounded(const float* x, long m, const MatrixI8& like)
-        : rows(rounded_rows(x, m, like.width, like.k, like.group, like.bits)), like(like), m(m) {}
-
-    void times(const MatrixI8& w, float* y, const float* residual = nullptr) const {
-        if (w.width != like.width || w.group != like.group || w.bits != like.bits)
-            throw std::invalid_argument("decoder_i8: matrices of one input differ in their format");
-        linear_i8({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, residual, y, m, w.n, w.k, w.group,
-                   w.bits, Activation::kNone});
-    }
-
-  private:
-    const RoundedRows rows;
-    const MatrixI8& like;
-    const long m;
-};
-
 void gather(const float* from, float* to, const int64_t* rows, long count, long width) {
     for (long i = 0; i < count; ++i) std::copy_n(from + rows[i] * width, width, to + i * width);  // rows ascend
 }
@@ -59,7 +34,8 @@ void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::v
 
 void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
     static thread_local Scratch s;
-    const long most = std::min(run_of_rows(w), b.rows), width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
+    const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
+    const long most = std::min(run_of_rows(w), b.rows);
     const Kind kind = b.half_cache ? Kind::kHalfCache : Kind::kFloat;
     float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);
@@ -68,7 +44,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     for (long from = 0; from < b.rows; from += most) {
         const long n = std::min(most, b.rows - from);
         rms_norm(b.x + from * width, w.norm1, norm, n, width, eps, false);
-        const Rounded rounded(norm, n, w.q);
+        const RoundedFor rounded(w.q, norm, n);
         rounded.times(w.q, query + from * query_width);
         rounded.times(w.k, key);
         rounded.times(w.v, value);
@@ -93,14 +69,14 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     for (long from = 0; from < rows; from += most) {
         const long n = std::min(most, rows - from);
         float* x = b.x + from * width;
-        Rounded(context + from * query_width, n, w.o).times(w.o, x, x);
+        RoundedFor(w.o, context + from * query_width, n).times(w.o, x, x);
         rms_norm(x, w.norm2, norm, n, width, eps, false);
         {
-            const Rounded rounded(norm, n, w.gate);
+            const RoundedFor rounded(w.gate, norm, n);
             rounded.times(w.gate, gate);
             rounded.times(w.up, up);
         }
         swiglu({gate, up, gate, nullptr, nullptr, nullptr, n, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
-        Rounded(gate, n, w.down).times(w.down, x, x);
+        RoundedFor(w.down, gate, n).times(w.down, x, x);
     }
 }

@@ -2,15 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "cpu/linear_i8.h"
-
-struct MatrixI8 {
-    const uint8_t* values;
-    const uint16_t* scales;
-    const float* bias;        // (n) or null
-    long n, width, k, group;  // as in linear_i8.h: k is width rounded up to whole groups
-    int bits;
-};
+#include "cpu/matrix_i8.h"
 
 struct DecoderBlockI8 {
     const float *norm1, *norm2;

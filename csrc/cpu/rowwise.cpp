@@ -41,6 +41,10 @@ void rms_norm_backward(const void* x, const float* weight, const void* grad, voi
     (is_bf16 ? norm_backward<bf16> : norm_backward<float>)(x, weight, grad, dx, dw, rows, dim, eps);
 }
 
+void layer_norm(const LayerNorm& a, bool is_bf16) {
+    is_bf16 ? SIMD_PICK(layer_norm<bf16>)(a) : SIMD_PICK(layer_norm<float>)(a);
+}
+
 void rope_kv(const RopeKv& a, Kind kind) {
     for (long r = 0; r < a.rows; ++r)
         if (a.positions[r] < 0 || a.positions[r] >= a.table_rows || a.slots[r] < 0 || a.slots[r] >= a.cache_rows)

@@ -1,4 +1,4 @@
-// The operations between matrix products: RMS norm, rotary embedding and SwiGLU, and their gradients. Tensors are all
+// The operations between matrix products: norms, rotary embedding and SwiGLU, and their gradients. Tensors are all
 // float32 or all bfloat16 where a function takes is_bf16, and contiguous where they have no stride.
 #pragma once
 #include <cstdint>
@@ -9,6 +9,15 @@ void rms_norm(const void* x, const float* weight, void* y, long rows, long dim, 
 // dw: float32 (dim), whatever the dtype of x.
 void rms_norm_backward(const void* x, const float* weight, const void* grad, void* dx, float* dw, long rows, long dim,
                        float eps, bool is_bf16);
+
+struct LayerNorm {
+    const void *x, *residual;  // (rows, dim); residual or null
+    const float *weight, *bias;
+    void *total, *y;  // the sum with the residual, where there is one, and the norm
+    long rows, dim;
+    float eps;
+};
+void layer_norm(const LayerNorm& a, bool is_bf16);
 
 struct RopeKv {
     void *q, *k, *v;                   // rows at the strides below; q is rotated in place, k and v are read

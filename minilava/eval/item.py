@@ -18,7 +18,7 @@ class Item:
     """One conversation: questions asked in turn about the same media, each answer scored against its reference.
 
     task: the data set. metric: a key of metrics.METRICS, of a scorer, or of judge.TASKS. media: makes the (kind,
-    source) pairs that runtime.vlm.load_media takes. extra: what figures and judge need, kept in every line.
+    source) pairs that inputs.messages.load_media takes. extra: what figures and judge need, kept in every line.
     own_metric: where the scorer lmms-eval, which goes line by line, uses another metric than the authors.
     """
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from minilava.errors import UserError
 from minilava.eval.item import Item
-from minilava.runtime.vlm import load_media
+from minilava.inputs.messages import load_media
 
 SIDE = 192  # of a thumbnail
 RIGHT = 0.5  # a score from here on counts as right

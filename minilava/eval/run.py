@@ -24,9 +24,9 @@ from minilava.errors import UserError
 from minilava.eval.item import Item
 from minilava.eval.metrics import known, score, yes_or_no
 from minilava.inputs.chat import SYSTEM
-from minilava.inputs.pack import check_length
-from minilava.inputs.sample import MARKERS, Medium, build_sample, place_media
-from minilava.runtime.vlm import VLM, Reply, Request, load_media
+from minilava.inputs.messages import load_media
+from minilava.inputs.sample import MARKERS, Medium, Sample, place_media
+from minilava.runtime.vlm import VLM, Reply, Request
 
 SAMPLES, SETTINGS = "samples.jsonl", "run.json"
 # Of a batch: prompts with their pictures, and room for the answers. 32k are 16 GB of cache at 7B; more than a CPU's
@@ -55,8 +55,8 @@ class Talk:
     messages: list[dict] = field(default_factory=list)
     lines: list[dict] = field(default_factory=list)
 
-    def ask(self, vlm: VLM, options: Options) -> tuple[Request, dict]:
-        """The next turn's request and the line for its answer. UserError where it cannot be asked.
+    def ask(self, vlm: VLM, options: Options) -> Turn:
+        """The next turn. UserError where it cannot be asked.
 
         In the authors' recipe every turn has a system block of its own, as in their script (spec 10.25). The k-th
         marker of the talk takes the k-th medium; without any marker all media stand before the first question.
@@ -75,8 +75,7 @@ class Talk:
         if asking.get("anyres") is None:
             asking["anyres"] = self.item.anyres
         request = vlm.request(self.messages, **asking)
-        sample = build_sample(request.messages, vlm.tokenizer, vlm.config, request.recipe)
-        check_length(sample, vlm.config.max_length, request.max_new_tokens)
+        sample = vlm.sample(request)
         metric = (self.item.own_metric if options.scorer == "lmms-eval" else None) or self.item.metric
         line = {
             "id": self.item.id, "turn": len(self.lines), "task": self.item.task, "metric": metric,
@@ -84,7 +83,7 @@ class Talk:
             "prompt_sha": hashlib.sha256(np.array(sample.ids, np.int64).tobytes()).hexdigest()[:16],
             "prompt_tokens": sample.tokens, "image_tokens": sample.image_tokens,
         }  # fmt: skip
-        return request, line
+        return Turn(self, request, sample, line)
 
     def take(self, line: dict, reply: Reply, scorer: str) -> None:
         self.messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
@@ -93,6 +92,16 @@ class Talk:
         said = {"said": yes_or_no(answer)} if metric == "pope" else {}
         value = score(metric, answer, line["reference"], scorer)
         self.lines.append(line | {"answer": answer, "finish_reason": reply.finish_reason, "score": value} | said)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question of a talk, ready to be answered, and the line that its answer completes."""
+
+    talk: Talk
+    request: Request
+    sample: Sample
+    line: dict
 
 
 def start(item: Item, vlm: VLM, options: Options) -> Talk:
@@ -106,24 +115,30 @@ def start(item: Item, vlm: VLM, options: Options) -> Talk:
 def answer(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[list[dict]]:
     """The lines of every item, an item's together, batch after batch. An item that cannot be asked raises
     UserError, or, with skip_bad, gives one line with ``error`` and no score."""
+    for refused, batch in _batches(vlm, items, options):
+        yield from refused
+        yield from _converse(vlm, batch, options)
+
+
+def _batches(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[tuple[list[list[dict]], list[Turn]]]:
+    """Turns to answer together, and the lines of the items before their end that cannot be asked."""
     most = options.batch_tokens or BATCH_TOKENS[vlm.engine.device.type]
-    batch: list[tuple[Talk, Request, dict]] = []
+    refused: list[list[dict]] = []
+    batch: list[Turn] = []
     tokens = 0
     for item in items:
         try:
-            talk = start(item, vlm, options)
-            request, line = talk.ask(vlm, options)
+            turn = start(item, vlm, options).ask(vlm, options)
         except UserError as e:
-            yield [_refuse(item, e, options)]
+            refused.append([_refuse(item, e, options)])
             continue
-        rows = line["prompt_tokens"] + request.max_new_tokens
+        rows = turn.sample.tokens + turn.request.max_new_tokens
         if batch and tokens + rows > most:
-            yield from _converse(vlm, batch, options)
-            batch, tokens = [], 0
-        batch.append((talk, request, line))
+            yield refused, batch
+            refused, batch, tokens = [], [], 0
+        batch.append(turn)
         tokens += rows
-    if batch:
-        yield from _converse(vlm, batch, options)
+    yield refused, batch
 
 
 def _refuse(item: Item, error: UserError, options: Options) -> dict:
@@ -132,20 +147,21 @@ def _refuse(item: Item, error: UserError, options: Options) -> dict:
     return {"id": item.id, "turn": 0, "task": item.task, "score": None, "error": str(error)}
 
 
-def _converse(vlm: VLM, batch: Sequence[tuple[Talk, Request, dict]], options: Options) -> Iterator[list[dict]]:
+def _converse(vlm: VLM, batch: Sequence[Turn], options: Options) -> Iterator[list[dict]]:
     """Answer the first turns together, then the second turns of those that have one, and so on."""
     asked = list(batch)
     while asked:
-        for (talk, _, line), reply in zip(asked, vlm.batch([r for _, r, _ in asked]), strict=True):
-            talk.take(line, reply, options.scorer)
-        again = [talk for talk, _, _ in asked if len(talk.lines) < len(talk.item.turns)]
+        replies = vlm.batch([turn.request for turn in asked], [turn.sample for turn in asked])
+        for turn, reply in zip(asked, replies, strict=True):
+            turn.talk.take(turn.line, reply, options.scorer)
+        again = [turn.talk for turn in asked if len(turn.talk.lines) < len(turn.talk.item.turns)]
         asked = []
         for talk in again:
             try:
-                asked.append((talk, *talk.ask(vlm, options)))
+                asked.append(talk.ask(vlm, options))
             except UserError as e:
                 talk.lines.append(_refuse(talk.item, e, options) | {"turn": len(talk.lines)})
-    yield from (talk.lines for talk, _, _ in batch)
+    yield from (turn.talk.lines for turn in batch)
 
 
 # --- the folder of a run ----------------------------------------------------------------------------------------------

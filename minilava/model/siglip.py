@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from minilava.config import VisionConfig
-from minilava.model.linear import Linear, coarse
+from minilava.model.linear import Linear, QuantizedLinear, coarse
 from minilava.model.recompute import run_block
 from minilava_kernels.attention import attention
+from minilava_kernels.encoder_i8 import EncoderBlock
 from minilava_kernels.linear import linear
+from minilava_kernels.linear_i8 import implementation
 from minilava_kernels.norm import layer_norm
 
 
@@ -29,9 +31,12 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.q, self.k, self.v, self.out = (Linear(d, d) for _ in range(4))
         self.fc1, self.fc2 = Linear(d, config.mlp_width), Linear(config.mlp_width, d)
+        self._whole: EncoderBlock | None = None  # the quantised block in one call, made at the first
 
     def forward(self, x: Tensor, cu: Tensor, starts: Tensor, lengths: Tensor, patches: int) -> Tensor:
         """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block."""
+        if (native := self._native()) is not None:
+            return native(x, patches)
         n = layer_norm(x, self.norm1.weight, self.norm1.bias, self.eps)
         q, k, v = (m(n).view(-1, self.heads, self.head_dim) for m in (self.q, self.k, self.v))
         a = attention(
@@ -41,6 +46,15 @@ class Block(nn.Module):
         a = self.out(a.reshape(x.shape))
         n, x = layer_norm(a, self.norm2.weight, self.norm2.bias, self.eps, residual=x)
         return self.fc2(self.fc1(n, activation="gelu_tanh"), residual=x)
+
+    def _native(self) -> EncoderBlock | None:
+        """The block in one call, where it is quantised and this machine has the kernels."""
+        if self._whole is None and implementation() == "native":
+            linears = [self.q, self.k, self.v, self.out, self.fc1, self.fc2]
+            if all(isinstance(m, QuantizedLinear) for m in linears):
+                norms = [t for n in (self.norm1, self.norm2) for t in (n.weight, n.bias)]
+                self._whole = EncoderBlock(norms, [(m.panels, m.bias) for m in linears], self.heads, self.eps)
+        return self._whole
 
 
 class SigLIP(nn.Module):

@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from minilava.errors import UserError
+from minilava.inputs.messages import load_media
 from minilava.inputs.sample import Medium, place_media
-from minilava.runtime.vlm import VLM, load_media
+from minilava.runtime.vlm import VLM
 
 MAX_LINE = 1 << 22
 HELP = "/image FILE, /video FILE and /views DIR attach to the next message; /reset starts over; /quit ends"

@@ -19,10 +19,9 @@ from minilava.device import check_simd, pick_device, pick_dtype
 from minilava.errors import UserError
 from minilava.inputs.chat import LAYOUTS, RECIPES
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
-from minilava.inputs.media import load_image, load_views
+from minilava.inputs.messages import load_media, load_message
 from minilava.inputs.pack import check_length, pack
-from minilava.inputs.sample import Medium, Recipe, Sample, add_patches, build_sample, place_media
-from minilava.inputs.video import load_video
+from minilava.inputs.sample import Recipe, Sample, add_patches, build_sample, place_media
 from minilava.model.linear import Quantized, quantized
 from minilava.model.llava import LLaVA
 from minilava.quantize import POLICIES, Quantization, load_quantized, quantize, read_quantization
@@ -223,15 +222,16 @@ class VLM:
         are kept. In a content that is a plain text, <image> is only text."""
         began = time.perf_counter()
         frames, pool = self.take_frames(options)
-        request = self.request([_load_message(m, frames, pool) for m in messages], **options)
+        request = self.request([load_message(m, frames, pool) for m in messages], **options)
         stream = self.answer(request, time.perf_counter() - began)
         for _ in stream:
             pass
         return stream.reply
 
-    def batch(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answer several requests in one packed batch; each gets the tokens it would get alone."""
-        return list(self._run(requests, 0.0))
+    def batch(self, requests: Sequence[Request], samples: Sequence[Sample] | None = None) -> list[Reply]:
+        """Answer several requests in one packed batch; each gets the tokens it would get alone. samples: what sample()
+        makes of the requests, where it is there already."""
+        return list(self._run(requests, 0.0, samples))
 
     def request(
         self,
@@ -313,10 +313,12 @@ class VLM:
     def eos_ids(self) -> tuple[int, ...]:
         return self.config.eos_ids or (self.tokenizer.im_end,)
 
-    def _run(self, requests: Sequence[Request], media_s: float, live: bool = False) -> Iterator[Any]:
+    def _run(
+        self, requests: Sequence[Request], media_s: float, samples: Sequence[Sample] | None = None, live: bool = False
+    ) -> Iterator[Any]:
         """Yield the Reply of every request; with ``live`` (one request), first every token as it comes."""
         began = time.perf_counter()
-        samples = [self.sample(r) for r in requests]
+        samples = [self.sample(r) for r in requests] if samples is None else samples
         packed = pack(samples, self.config.vision.patches)
         preprocess_s = time.perf_counter() - began
         clock = Clock()
@@ -367,34 +369,3 @@ class VLM:
             "draft_tokens": clock.draft_tokens,
             "draft_accepted": clock.draft_accepted,
         }
-
-
-def load_media(media: Sequence[tuple[str, Any]], frames: int, pool: str) -> list[Medium]:
-    """(kind, source) pairs -> Medium with decoded frames. frames and pool apply to the videos."""
-    return [_load_medium(kind, source, frames, pool) for kind, source in media]
-
-
-def _load_medium(kind: str, source: Any, frames: int, pool: str) -> Medium:
-    if kind == "image":
-        return Medium("image", [load_image(source)])
-    if kind == "video":
-        return Medium("video", load_video(source, frames), pool)
-    return Medium("views", load_views(source))
-
-
-def _load_message(message: dict, frames: int, pool: str) -> dict:
-    content = message.get("content")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise UserError(f"a message needs a 'content' that is a text or a list of parts, not {content!r:.60}")
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("image", "video", "views") and kind in part:
-            parts.append({"type": "media", "media": _load_medium(kind, part[kind], frames, pool)})
-        elif kind == "text" and isinstance(part.get("text"), str):
-            parts.append(part)
-        else:
-            raise UserError(f"a message part needs a type of text, image, video or views and its value: {part!r:.80}")
-    return {"role": message.get("role"), "content": parts}

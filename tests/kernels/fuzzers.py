@@ -10,9 +10,10 @@ import torch
 from minilava_kernels import preprocess
 from minilava_kernels.attention import attention
 from minilava_kernels.decoder_i8 import Decoder
+from minilava_kernels.encoder_i8 import EncoderBlock
 from minilava_kernels.linear import linear
 from minilava_kernels.linear_i8 import Panels, linear_i8, pack, unpack
-from minilava_kernels.norm import rms_norm
+from minilava_kernels.norm import layer_norm, rms_norm
 from minilava_kernels.rope_kv import _KINDS, rope, rope_kv
 from minilava_kernels.swiglu import swiglu
 
@@ -140,6 +141,30 @@ def fuzz_decoder(case):
     case.spoil(rebuilt, *blocks[0][:2], *(b for _, b in blocks[0][2]))
 
 
+@fuzzes("EncoderBlockI8.run")
+def fuzz_encoder(case):
+    heads, dim, inner, patches, views = (
+        case.randint(1, 3),
+        case.size(40),
+        case.size(150),
+        case.size(80),
+        case.size(9, 0),
+    )
+    d = heads * dim
+    read, out, up, down = ((case.choice((8, 4)), case.choice((None, 32, 96))) for _ in range(4))
+    shapes = [(d, d)] * 4 + [(inner, d), (d, inner)]
+    forms = zip(shapes, [read] * 3 + [out, up, down], strict=True)
+    matrices = [(panels(case, n, k, *form), case.maybe(n)) for (n, k), form in forms]
+    arguments = case.floats(views * patches, d), *(case.floats(d) for _ in range(4)), *(b for _, b in matrices)
+
+    def run(x, *rest):
+        with_biases = [(p, b) for (p, _), b in zip(matrices, rest[4:], strict=True)]
+        return EncoderBlock(rest[:4], with_biases, heads, 1e-6)(x, patches)
+
+    case.sound(run(*arguments))
+    case.spoil(run, *arguments)
+
+
 def heads_of(case):
     kv, dim = case.randint(1, 4), case.choice((case.size(160), 64, 72, 80, 128))
     return kv * case.randint(1, 4), kv, dim
@@ -193,6 +218,19 @@ def fuzz_rms_norm(case):
 
     case.learn(run, *arguments)
     case.spoil(run, *arguments, learns=case.random() < 0.5)
+
+
+@fuzzes("layer_norm")
+def fuzz_layer_norm(case):
+    m, d, dtype = case.size(300, 0), case.size(300), case.dtype()
+    vectors = (case.floats(d, dtype=case.dtype()) for _ in range(2))
+    arguments = case.rows(m, d, dtype=dtype), *vectors, case.maybe(m, d, dtype=dtype)
+
+    def run(x, weight, bias, residual):
+        return layer_norm(x, weight, bias, 1e-6, residual, impl="native")
+
+    case.sound(run(*arguments))
+    case.spoil(run, *arguments)
 
 
 @fuzzes("rope")

@@ -72,10 +72,45 @@ def step_by_step(x, w, b):
     return (x - x.mean(1, True)) / (x.var(1, False, keepdim=True) + 1e-6).sqrt() * w + b
 
 
-def test_layer_norm():
-    x, w, b = torch.randn(300, 72), torch.randn(72), torch.randn(72)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_layer_norm(dtype):
+    """Without gradients the native one where there is one, with them PyTorch's."""
+    x, w, b = (torch.randn(*shape).to(dtype) for shape in ((300, 72), (72,), (72,)))
     exact = step_by_step(*(t.double() for t in (x, w, b)))
     assert_within(layer_norm(x, w, b, 1e-6), step_by_step(x, w, b), exact)
+    assert_within(layer_norm(x, w, b.requires_grad_(), 1e-6).detach(), step_by_step(x, w, b).detach(), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, dim", [(1, 1), (3, 7), (40, 64), (300, 100), (33, 1152)])
+@pytest.mark.parametrize("add", [False, True])
+def test_native_layer_norm(simd, dtype, rows, dim, add):
+    """With a mean far from zero, as residual streams have: the sum of squares alone would cancel."""
+    x, r, w, b = (torch.randn(*s).to(dtype) for s in ((rows, dim), (rows, dim), (dim,), (dim,)))
+    x = x * 3 + 20
+    total = x + r if add else x
+    exact = step_by_step(*(t.double() for t in (total, w, b)))
+    got = layer_norm(x, w, b, 1e-6, r if add else None, impl="native")
+    if add:
+        got, summed = got
+        assert torch.equal(summed, total)
+    assert got.dtype == dtype
+    assert_within(got, step_by_step(total, w, b), exact)
+
+
+def test_native_layer_norm_row_is_the_same_bits_in_any_batch(simd):
+    x, r, w, b = torch.randn(50, 1000), torch.randn(50, 1000), torch.randn(1000), torch.randn(1000)
+    whole, _ = with_threads(1, lambda: layer_norm(x, w, b, 1e-6, r, impl="native"))
+    assert torch.equal(with_threads(3, lambda: layer_norm(x, w, b, 1e-6, r, impl="native")[0]), whole)
+    assert torch.equal(layer_norm(x[7], w, b, 1e-6, r[7], impl="native")[0], whole[7])
+
+
+def test_native_layer_norm_refuses_misfits_and_gradients():
+    x, w = torch.randn(3, 8), torch.randn(8)
+    assert layer_norm(x[:0], w, w, 1e-6, impl="native").shape == (0, 8)
+    for wrong in ((x, w[:7], w[:7]), (x, w, w[:7]), (x.double(), w, w), (x, w, w, x[:2]), (x, w, w.requires_grad_())):
+        with pytest.raises(ValueError, match="layer_norm"):
+            layer_norm(*wrong[:3], 1e-6, *wrong[3:], impl="native")
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import minilava
+from minilava.inputs.messages import load_media
 from minilava.inputs.pack import pack
 from minilava.inputs.sample import Medium, place_media
 from minilava.model.qwen import Segments
 from minilava.runtime.cache import KVCache
-from minilava.runtime.vlm import load_media
 
 NEW = 10
 

@@ -20,8 +20,8 @@ def views(vlm, *images, **options):
 
 
 def sample(vlm, image, **options):
+    from minilava.inputs.messages import load_media
     from minilava.inputs.sample import place_media
-    from minilava.runtime.vlm import load_media
 
     content = place_media("x", load_media([("image", image)], 1, "none"))
     return vlm.sample(vlm.request([{"role": "user", "content": content}], **options))

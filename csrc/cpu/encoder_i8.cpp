@@ -1,0 +1,50 @@
+#include "cpu/encoder_i8.h"
+
+#include <algorithm>
+
+#include "cpu/attention.h"
+#include "cpu/rowwise.h"
+
+namespace {
+// At a time, but of whole views where a view is larger: enough that reading the weights again for them costs little, few
+// enough that what they hand on stays in the caches.
+constexpr long ROWS = 256;
+
+struct Scratch {
+    std::vector<float> norm, query, key, value, hidden;
+};
+}  // namespace
+
+void EncoderBlockI8::run(float* x, long views, long patches) const {
+    static thread_local Scratch s;
+    const long width = q.width, dim = width / heads;
+    const long together = std::min(std::max(ROWS / patches, 1L), views), part = std::min(ROWS, together * patches);
+    float* norm = room(s.norm, together * patches * width);  // and what attention gives
+    float* query = room(s.query, together * patches * width);
+    float* key = room(s.key, together * patches * width);
+    float* value = room(s.value, together * patches * width);
+    float* hidden = room(s.hidden, part * fc1.n);
+    std::vector<int32_t> starts, lengths(together, patches);  // of a view's rows
+    for (long i = 0; i <= together; ++i) starts.push_back(i * patches);
+    for (long view = 0; view < views; view += together, x += together * patches * width) {
+        const long some = std::min(together, views - view), rows = some * patches;
+        layer_norm({x, nullptr, norm1, bias1, nullptr, norm, rows, width, eps}, false);
+        {
+            const RoundedFor rounded(q, norm, rows);
+            rounded.times(q, query);
+            rounded.times(k, key);
+            rounded.times(v, value);
+        }
+        attention({query, key, value, norm, starts.data(), starts.data(), lengths.data(), some, heads, heads, dim,
+                   width, width, width, false, scale, nullptr, true},
+                  rows, rows, Kind::kFloat);
+        RoundedFor(out, norm, rows).times(out, x, x);
+        for (long from = 0; from < rows; from += part) {
+            const long n = std::min(part, rows - from);
+            float* at = x + from * width;
+            layer_norm({at, nullptr, norm2, bias2, nullptr, norm, n, width, eps}, false);
+            RoundedFor(fc1, norm, n).times(fc1, hidden, nullptr, Activation::kGeluTanh);
+            RoundedFor(fc2, hidden, n).times(fc2, at, at);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+// What the blocks of a quantised decoder and of a quantised tower are made of.
+#pragma once
+#include <stdexcept>
+#include <vector>
+
+#include "cpu/linear_i8.h"
+
+struct MatrixI8 {
+    const uint8_t* values;
+    const uint16_t* scales;
+    const float* bias;        // (n) or null
+    long n, width, k, group;  // as in linear_i8.h: k is width rounded up to whole groups
+    int bits;
+};
+
+// Rows of x, rounded once for all matrices that multiply them. The next ones overwrite them.
+class RoundedFor {
+  public:
+    RoundedFor(const MatrixI8& like, const float* x, long m)
+        : rows(rounded_rows(x, m, like.width, like.k, like.group, like.bits)), like(like), m(m) {}
+
+    void times(const MatrixI8& w, float* y, const float* residual = nullptr,
+               Activation activation = Activation::kNone) const {
+        if (w.width != like.width || w.group != like.group || w.bits != like.bits)
+            throw std::invalid_argument("matrices of one input differ in their format");
+        linear_i8({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, residual, y, m, w.n, w.k, w.group,
+                   w.bits, activation});
+    }
+
+  private:
+    const RoundedRows rows;
+    const MatrixI8& like;
+    const long m;
+};
+
+// Memory that is kept from call to call and only ever grows: growing clears it.
+inline float* room(std::vector<float>& v, long count) {
+    if (long(v.size()) < count) v.resize(count);
+    return v.data();
+}
