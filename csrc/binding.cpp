@@ -69,9 +69,10 @@ void bind_linear_i8(py::module_& m) {
         [](uintptr_t x, uintptr_t weight, uintptr_t scales, uintptr_t bias, uintptr_t residual, uintptr_t y, long rows,
            long n, long width, long k, long group, int bits, bool gelu_tanh) {
             const RoundedRows r = rounded_rows(at<float>(x), rows, width, k, group, bits);
-            linear_i8({at<uint8_t>(weight), at<uint16_t>(scales), r.values, r.scales, r.sums, at<float>(bias),
-                       at<float>(residual), at<float>(y), rows, n, k, group, bits,
-                       gelu_tanh ? Activation::kGeluTanh : Activation::kNone});
+            const LinearI8 product = {at<uint8_t>(weight), at<uint16_t>(scales), r.values, r.scales, r.sums,
+                                      at<float>(bias), at<float>(residual), at<float>(y), rows, n, k, group, bits,
+                                      gelu_tanh ? Activation::kGeluTanh : Activation::kNone};
+            linear_i8(&product, 1);
         },
         without_gil);
     m.def(

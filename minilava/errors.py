@@ -15,7 +15,10 @@ class UserError(ValueError):
 
 def command(body: Callable[[], None]) -> int:
     """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError, 130 for Ctrl-C."""
+    from minilava.device import check_simd  # which knows this module
+
     try:
+        check_simd()
         body()
     except UserError as e:
         print(f"minilava: error: {e}", file=sys.stderr)

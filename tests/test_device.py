@@ -56,9 +56,10 @@ def test_what_a_cgroup_allows(machine, files, expected):
     assert cores(root) == expected
 
 
-def test_an_unknown_instruction_set_is_named():
+@pytest.mark.parametrize("args", [["generate", "--prompt", "hi"], ["train", "stage.yaml"], ["doctor"]])
+def test_an_unknown_instruction_set_is_named(args):
     pytest.importorskip("minilava._C")
-    command = [sys.executable, "-m", "minilava.generate", "--prompt", "hi"]
+    command = [sys.executable, "-m", f"minilava.{args[0]}", *args[1:]]
     done = subprocess.run(command, env=os.environ | {"MINILAVA_SIMD": "avx999"}, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("minilava: error: MINILAVA_SIMD: unknown SIMD level 'avx999': use ")

@@ -44,10 +44,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     for (long from = 0; from < b.rows; from += most) {
         const long n = std::min(most, b.rows - from);
         rms_norm(b.x + from * width, w.norm1, norm, n, width, eps, false);
-        const RoundedFor rounded(w.q, norm, n);
-        rounded.times(w.q, query + from * query_width);
-        rounded.times(w.k, key);
-        rounded.times(w.v, value);
+        RoundedFor(w.q, norm, n).times({{w.q, query + from * query_width}, {w.k, key}, {w.v, value}});
         rope_kv({query + from * query_width, key, value, b.cos, b.sin, b.positions + from, b.slots + from, keys, values,
                  n, heads, kv_heads, dim, b.table_rows, b.cache_rows, query_width, kv_width, kv_width},
                 kind);
@@ -69,14 +66,10 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     for (long from = 0; from < rows; from += most) {
         const long n = std::min(most, rows - from);
         float* x = b.x + from * width;
-        RoundedFor(w.o, context + from * query_width, n).times(w.o, x, x);
+        RoundedFor(w.o, context + from * query_width, n).times({{w.o, x, x}});
         rms_norm(x, w.norm2, norm, n, width, eps, false);
-        {
-            const RoundedFor rounded(w.gate, norm, n);
-            rounded.times(w.gate, gate);
-            rounded.times(w.up, up);
-        }
+        RoundedFor(w.gate, norm, n).times({{w.gate, gate}, {w.up, up}});
         swiglu({gate, up, gate, nullptr, nullptr, nullptr, n, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
-        RoundedFor(w.down, gate, n).times(w.down, x, x);
+        RoundedFor(w.down, gate, n).times({{w.down, x, x}});
     }
 }

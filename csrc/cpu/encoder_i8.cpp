@@ -29,22 +29,17 @@ void EncoderBlockI8::run(float* x, long views, long patches) const {
     for (long view = 0; view < views; view += together, x += together * patches * width) {
         const long some = std::min(together, views - view), rows = some * patches;
         layer_norm({x, nullptr, norm1, bias1, nullptr, norm, rows, width, eps}, false);
-        {
-            const RoundedFor rounded(q, norm, rows);
-            rounded.times(q, query);
-            rounded.times(k, key);
-            rounded.times(v, value);
-        }
+        RoundedFor(q, norm, rows).times({{q, query}, {k, key}, {v, value}});
         attention({query, key, value, norm, starts.data(), starts.data(), lengths.data(), some, heads, heads, dim,
                    width, width, width, false, scale, nullptr, true},
                   rows, rows, Kind::kFloat);
-        RoundedFor(out, norm, rows).times(out, x, x);
+        RoundedFor(out, norm, rows).times({{out, x, x}});
         for (long from = 0; from < rows; from += part) {
             const long n = std::min(part, rows - from);
             float* at = x + from * width;
             layer_norm({at, nullptr, norm2, bias2, nullptr, norm, n, width, eps}, false);
-            RoundedFor(fc1, norm, n).times(fc1, hidden, nullptr, Activation::kGeluTanh);
-            RoundedFor(fc2, hidden, n).times(fc2, at, at);
+            RoundedFor(fc1, norm, n).times({{fc1, hidden, nullptr, Activation::kGeluTanh}});
+            RoundedFor(fc2, hidden, n).times({{fc2, at, at}});
         }
     }
 }

@@ -31,14 +31,18 @@ RoundedRows rounded_rows(const float* x, long m, long width, long k, long group,
     return {values.data(), scales.data(), sums.data()};
 }
 
-void linear_i8(const LinearI8& a) {
+void linear_i8(const LinearI8* all, long count) {
     const auto run = SIMD_PICK(linear_i8);
-    const long pairs = ((a.n + PANEL - 1) / PANEL + 1) / 2, panels = (a.n + PANEL - 1) / PANEL;
-#pragma omp parallel if (a.m * a.n * a.k > 1 << 16)
+    long work = 0;
+    for (long i = 0; i < count; ++i) work += all[i].m * all[i].n * all[i].k;
+#pragma omp parallel if (work > 1 << 16)
     {
         const long t = omp_get_thread_num(), threads = omp_get_num_threads();
-        const long begin = 2 * (pairs * t / threads), end = 2 * (pairs * (t + 1) / threads);
-        run(a, begin, end < panels ? end : panels);
+        for (long i = 0; i < count; ++i) {
+            const long panels = (all[i].n + PANEL - 1) / PANEL, pairs = (panels + 1) / 2;
+            const long begin = 2 * (pairs * t / threads), end = 2 * (pairs * (t + 1) / threads);
+            run(all[i], begin, end < panels ? end : panels);
+        }
     }
 }
 

@@ -38,7 +38,8 @@ struct LinearI8 {
     int bits;
     Activation activation;
 };
-void linear_i8(const LinearI8& a);
+// Some products at once: between them no thread waits for another.
+void linear_i8(const LinearI8* all, long count);
 
 // Rows of the weight as floats: row ids[i] to y + i * width. Ids are checked by the caller.
 void dequantize_rows(const uint8_t* weight, const uint16_t* scales, const int64_t* ids, float* y, long m, long width,

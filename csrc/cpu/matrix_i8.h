@@ -1,5 +1,6 @@
 // What the blocks of a quantised decoder and of a quantised tower are made of.
 #pragma once
+#include <initializer_list>
 #include <stdexcept>
 #include <vector>
 
@@ -13,18 +14,29 @@ struct MatrixI8 {
     int bits;
 };
 
+struct Product {
+    const MatrixI8& w;
+    float* y;
+    const float* residual = nullptr;
+    Activation activation = Activation::kNone;
+};
+
 // Rows of x, rounded once for all matrices that multiply them. The next ones overwrite them.
 class RoundedFor {
   public:
     RoundedFor(const MatrixI8& like, const float* x, long m)
         : rows(rounded_rows(x, m, like.width, like.k, like.group, like.bits)), like(like), m(m) {}
 
-    void times(const MatrixI8& w, float* y, const float* residual = nullptr,
-               Activation activation = Activation::kNone) const {
-        if (w.width != like.width || w.group != like.group || w.bits != like.bits)
-            throw std::invalid_argument("matrices of one input differ in their format");
-        linear_i8({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, residual, y, m, w.n, w.k, w.group,
-                   w.bits, activation});
+    void times(std::initializer_list<Product> products) const {
+        std::vector<LinearI8> all;
+        for (const Product& p : products) {
+            const MatrixI8& w = p.w;
+            if (w.width != like.width || w.group != like.group || w.bits != like.bits)
+                throw std::invalid_argument("matrices of one input differ in their format");
+            all.push_back({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, p.residual, p.y, m, w.n,
+                           w.k, w.group, w.bits, p.activation});
+        }
+        linear_i8(all.data(), all.size());
     }
 
   private:
