@@ -53,9 +53,13 @@ def _draw(axes: Sequence[str], rows: dict[str, list[float | None]], title: str, 
             if number == 0:
                 polar.fill(angles, radii, color="C0", alpha=0.15)
         polar.set_xticks(angles, [f"{a}\n{mark:.1f}" for a, mark in zip(axes, marks, strict=True)], fontsize=9)
-        polar.tick_params(axis="x", pad=16)
+        for angle, label in zip(angles, polar.get_xticklabels(), strict=True):  # away from the circle
+            side = "left" if angle < math.pi else "right"
+            label.set_horizontalalignment("center" if abs(math.sin(angle)) < 0.2 else side)
+        polar.tick_params(axis="x", pad=8)
         polar.set_yticks([0.25, 0.5, 0.75, 1.0], [])
-        polar.set_ylim(0, 1.05)
+        polar.set_ylim(0, 1.0)
+        polar.spines["polar"].set_visible(False)
         polar.set_title(title, fontsize=11)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return {kind: _save(figure, kind) for kind in ("png", "svg")}
