@@ -3,7 +3,7 @@
 A step of one row at 0.5B reads about 310 MB of weights at 8 bits, 6 ms at 50 GB/s; called from Python one by one, its
 360 operations cost as much again. The kernels are those of linear_i8, norm, rope_kv, attention and swiglu, in the same
 order on the same numbers: the plain PyTorch statement is Qwen's own blocks (minilava/model/qwen.py), and both give the
-same bits. Rows are rounded once for all matrices that multiply them.
+same bits. Rows are rounded once for all matrices that multiply them, and SwiGLU is the end of the product with up.
 
 T rows, D width, H heads and G key-value heads of K, R cache rows, S sequences.
 """

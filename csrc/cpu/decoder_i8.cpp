@@ -8,16 +8,9 @@
 
 namespace {
 
-// Rows to take at a time between the attentions: what they hand on should stay in the caches, but every run of rows
-// reads the weights again, so where those are larger the runs are longer.
-long run_of_rows(const DecoderBlockI8& w) {
-    const long weights = (w.q.n + w.k.n + w.v.n + w.o.n + 3 * w.gate.n) * w.q.width;
-    return std::clamp(weights / (4 * w.gate.n), 128L, 1024L);
-}
-
 // Memory of the calling thread, kept from call to call.
 struct Scratch {
-    std::vector<float> norm, query, key, value, context, gate, up;
+    std::vector<float> norm, query, key, value, context, gate;
 };
 
 void gather(const float* from, float* to, const int64_t* rows, long count, long width) {
@@ -35,7 +28,7 @@ void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::v
 void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
     static thread_local Scratch s;
     const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
-    const long most = std::min(run_of_rows(w), b.rows);
+    const long most = std::min(ROWS, b.rows);
     const Kind kind = b.half_cache ? Kind::kHalfCache : Kind::kFloat;
     float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);
@@ -62,14 +55,12 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
                heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr, b.prompt},
               rows, b.cache_rows, kind);
     float* gate = room(s.gate, most * w.gate.n);
-    float* up = room(s.up, most * w.gate.n);
     for (long from = 0; from < rows; from += most) {
         const long n = std::min(most, rows - from);
         float* x = b.x + from * width;
         RoundedFor(w.o, context + from * query_width, n).times({{w.o, x, x}});
         rms_norm(x, w.norm2, norm, n, width, eps, false);
-        RoundedFor(w.gate, norm, n).times({{w.gate, gate}, {w.up, up}});
-        swiglu({gate, up, gate, nullptr, nullptr, nullptr, n, w.gate.n, w.gate.n, w.gate.n, w.gate.n}, false);
+        RoundedFor(w.gate, norm, n).times({{w.gate, gate}, {w.up, gate, nullptr, Activation::kSwiglu}});
         RoundedFor(w.down, gate, n).times({{w.down, x, x}});
     }
 }

@@ -6,10 +6,6 @@
 #include "cpu/rowwise.h"
 
 namespace {
-// At a time, but of whole views where a view is larger: enough that reading the weights again for them costs little, few
-// enough that what they hand on stays in the caches.
-constexpr long ROWS = 256;
-
 struct Scratch {
     std::vector<float> norm, query, key, value, hidden;
 };
@@ -18,6 +14,7 @@ struct Scratch {
 void EncoderBlockI8::run(float* x, long views, long patches) const {
     static thread_local Scratch s;
     const long width = q.width, dim = width / heads;
+    // Attention wants whole views.
     const long together = std::min(std::max(ROWS / patches, 1L), views), part = std::min(ROWS, together * patches);
     float* norm = room(s.norm, together * patches * width);  // and what attention gives
     float* query = room(s.query, together * patches * width);

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/simd.h"
@@ -17,6 +18,10 @@ void quantize_rows(const QuantizeRows& a) {
         const long t = omp_get_thread_num(), threads = omp_get_num_threads();
         run(a, groups * t / threads, groups * (t + 1) / threads);
     }
+}
+
+namespace {
+constexpr long FEW_ROWS = 8;
 }
 
 RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits) {
@@ -38,11 +43,20 @@ void linear_i8(const LinearI8* all, long count) {
 #pragma omp parallel if (work > 1 << 16)
     {
         const long t = omp_get_thread_num(), threads = omp_get_num_threads();
-        for (long i = 0; i < count; ++i) {
+        const auto share = [&](long i, long t) {  // of a thread, up to the next one's: whole pairs of panels
             const long panels = (all[i].n + PANEL - 1) / PANEL, pairs = (panels + 1) / 2;
-            const long begin = 2 * (pairs * t / threads), end = 2 * (pairs * (t + 1) / threads);
-            run(all[i], begin, end < panels ? end : panels);
-        }
+            return std::min(panels, 2 * (pairs * t / threads));
+        };
+        long left = 0;
+        for (long i = 0; i < count; ++i) left = std::max(left, share(i, t + 1) - share(i, t));
+        // A few rows only have the weights to read, which is fastest front to back. Of more, a pair of panels of one
+        // product after the same pair of another: what they make of y is then still in the first cache.
+        const long step = all[0].m <= FEW_ROWS ? left : 2;
+        for (long from = 0; from < left; from += step)
+            for (long i = 0; i < count; ++i) {
+                const long begin = share(i, t) + from, end = share(i, t + 1);
+                run(all[i], begin, std::min(begin + step, end));
+            }
     }
 }
 

@@ -25,7 +25,11 @@ struct RoundedRows {
 };
 RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits);
 
-enum class Activation { kNone, kGeluTanh };
+enum class Activation {
+    kNone,
+    kGeluTanh,
+    kSwiglu,  // y holds what is gated with: y = silu(y) * (x W^T + bias)
+};
 struct LinearI8 {
     const uint8_t* weight;
     const uint16_t* weight_scales;
@@ -38,7 +42,8 @@ struct LinearI8 {
     int bits;
     Activation activation;
 };
-// Some products at once: between them no thread waits for another.
+// Some products of the same rows, between which no thread waits for another. One with kSwiglu follows the one that
+// makes its y.
 void linear_i8(const LinearI8* all, long count);
 
 // Rows of the weight as floats: row ids[i] to y + i * width. Ids are checked by the caller.

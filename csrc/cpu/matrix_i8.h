@@ -14,6 +14,10 @@ struct MatrixI8 {
     int bits;
 };
 
+// Rows to take at a time: enough that reading the weights again for them costs little, few enough that what they hand
+// on stays in the caches.
+constexpr long ROWS = 256;
+
 struct Product {
     const MatrixI8& w;
     float* y;

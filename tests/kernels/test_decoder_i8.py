@@ -73,6 +73,27 @@ def test_a_prompt_in_pieces_has_the_bits_of_the_whole(simd, pieces):
         torch.testing.assert_close(hidden, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+def test_biases_of_the_mlp_are_added(simd, rows):
+    """Biases of 0 change nothing, others every row."""
+    block = make(8).blocks[0]
+    matrices = [(getattr(block, n).panels, getattr(block, n).bias) for n in LINEARS]
+
+    def run(gate, up):
+        biased = [*matrices[:4], (matrices[4][0], gate), (matrices[5][0], up), matrices[6]]
+        decoder = Decoder([(block.norm1.weight, block.norm2.weight, biased)], 6, 2, 1e-6)
+        cos, sin = Qwen(CONFIG).rotary_tables(x)
+        ends = torch.tensor([0, rows], dtype=torch.int32)
+        cache = [(torch.zeros(rows, 2, 16), torch.zeros(rows, 2, 16))]
+        return decoder(x, cos, sin, torch.arange(rows), torch.arange(rows), ends, ends[:1], ends[1:], cache)
+
+    x, zeros = torch.randn(rows, 80), torch.zeros(200)
+    plain = run(None, None)
+    assert all(torch.equal(run(*biases), plain) for biases in ((zeros, None), (None, zeros), (zeros, zeros)))
+    for biases in ((zeros + 1, None), (None, zeros + 1)):
+        assert (run(*biases) - plain).abs().amax(1).min() > 0.01
+
+
 def test_the_same_bits_on_any_threads(simd):
     model = make(8)
     once = steps(model)
