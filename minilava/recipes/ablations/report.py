@@ -127,6 +127,8 @@ def markdown(made: dict) -> str:
         parts.append(
             f"**At {made['scale']:g} of the planned steps: this shows that the queue runs, and nothing else.**"
         )
+    summary = [[t["title"], t["says"], _counts(t)] for t in made["tables"].values()]
+    parts.append(markdown_table(["", "the paper", "here"], summary))
     for name, table in made["tables"].items():
         parts += _section(name, table)
     parts += ["## Runs", _run_table(runs), f"Seconds in brackets are of questions. {_paper()}"]
@@ -141,19 +143,22 @@ def _section(name: str, table: dict) -> list[str]:
         [c["claim"], c["column"], f"{c['value']:+.1f}", f"{c['low']:+.1f} to {c['high']:+.1f}", c["verdict"]]
         for c in table["claims"]
     ]
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in table["verdicts"].items() if n)
     low = [c for c in {c["column"]: 0 for c in table["claims"]} if _at_chance(table, c)]
     warning = [f"No row is above chance in {', '.join(low)}: those comparisons say nothing."] if low else []
     return [
         f"## {table['title']}",
         f"The paper: {table['says']}",
         markdown_table([*table["heads"], *table["columns"]], rows),
-        f"Of its {len(claims)} comparisons: {counts} ({len(table['seeds'])} seeds).",
+        f"Of its {len(claims)} comparisons: {_counts(table)} ({len(table['seeds'])} seeds).",
         markdown_table(["claim", "column", "difference", "95 %", "verdict"], claims),
         *warning,
         table["note"],
         f"![{table['title']}]({name}.png)",
     ]
+
+
+def _counts(table: dict) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in table["verdicts"].items() if n)
 
 
 def _at_chance(table: dict, column: str) -> bool:
