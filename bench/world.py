@@ -38,7 +38,7 @@ def measure(vlm, tasks: dict[str, list[Item]], blind: bool = True) -> dict[str, 
 
 
 def replies(vlm, asked: Sequence[Item], blind: bool = False, **asking: object) -> list[dict]:
-    """A line per question, with the answer and its score (minilava.eval.run). asking: more options of VLM.request."""
+    """A line per question, with the answer and its score (minilava.eval.run). asking: as in Options."""
     options = Options(blind=blind, asking={"max_new_tokens": MAX_NEW_TOKENS, **asking})
     return [line for lines in answer(vlm, asked, options) for line in lines]
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor, float32
 
 from minilava_kernels.linear_i8 import Matrix, address
+from minilava_kernels.ops import registered
 
 try:
     from minilava import _C
@@ -35,7 +36,7 @@ class EncoderBlock:
             raise ValueError("EncoderBlock: q, k and v differ in their format")
         biases = [b for _, b in matrices if b is not None]
         if any(t.dtype != float32 or not t.is_contiguous() for t in (*norms, *biases)):
-            raise ValueError("EncoderBlock: norms and biases must be float32")
+            raise ValueError("EncoderBlock: norms and biases must be float32 and contiguous")
         fit = [(p.n, p.k) for p in panels] == [(d, d)] * 4 + [(inner, d), (d, inner)] and d % heads == 0
         vectors = [(t, d) for t in norms] + [(b, p.n) for p, b in matrices if b is not None]
         if not fit or any(t.shape != (n,) for t, n in vectors):
@@ -50,5 +51,7 @@ class EncoderBlock:
             raise ValueError(f"EncoderBlock: x {x.dtype} {tuple(x.shape)} is not contiguous float32 (n, {self.width})")
         if patches < 1 or len(x) % patches:
             raise ValueError(f"EncoderBlock: {len(x)} rows are no views of {patches}")
+        if registered(x):
+            raise ValueError("EncoderBlock: there are no gradients, and nothing to trace")
         self.native.run(x.data_ptr(), len(x) // patches, patches)
         return x

@@ -57,7 +57,7 @@ def _norm(x, weight, bias, eps, residual, impl):
     if x.shape[-1:] != (dim,) or (residual is not None and residual.shape != x.shape):
         raise ValueError(f"rms_norm or layer_norm: x {tuple(x.shape)}, weight ({dim},) and the residual do not fit")
     if impl == "native" and bias is not None and registered(x, weight, bias, residual):
-        raise ValueError("layer_norm: native has no gradients")
+        raise ValueError("layer_norm: native has no gradients, and is not traced")
     if impl == "reference":
         total = x if residual is None else x + residual
         y = rms_norm_reference(total, weight, eps) if bias is None else layer_norm_reference(total, weight, bias, eps)
@@ -106,6 +106,8 @@ def _run_backward(total, weight, center, dy, dtotal, eps, impl):
         flat, dy, dtotal = rows
         dx, dw, db = norm_backward(flat, weight.contiguous(), center, dy, dtotal, eps)
         return dx.view(total.shape), dw.to(weight.dtype), db.to(weight.dtype) if center else dw.new_empty(0)
+    if center:
+        raise ValueError("layer_norm: native has no gradients")
     wide, dx = weight.float().contiguous(), torch.empty_like(total)
     dw, count = torch.empty_like(wide), total.numel() // dim
     addresses = (t.data_ptr() for t in (total, wide, dy, dx, dw))

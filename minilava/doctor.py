@@ -42,6 +42,7 @@ WHY = {
 }
 # Where plain PyTorch is what runs, and that is meant.
 PLAIN = {
+    ("cpu", "layer norm, training"): "PyTorch's own is one fused pass",
     ("cpu", "pool"): "a few per cent of the time of a picture",
     ("cpu", "splice"): "a few per cent of the time of a picture",
     ("cpu", "projector"): "two products, as linear",
@@ -78,6 +79,7 @@ def operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
             "rope_kv": rope_kv.implementation(t(1, 64), t(1, 1, 64)),
             "rms norm": norm.implementation(t(1, 64), t(64)),
             "layer norm": norm.implementation(t(1, 64), t(64), t(64)),
+            "layer norm, training": norm.implementation(t(1, 64), t(64, learns=True), t(64, learns=True)),
             "swiglu": swiglu.implementation(t(1, 64), t(1, 64)),
             "linear, one row": linears(1),
             "linear, many rows": linears(512),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -15,10 +16,11 @@ class UserError(ValueError):
 
 def command(body: Callable[[], None]) -> int:
     """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError, 130 for Ctrl-C."""
-    from minilava.device import check_simd  # which knows this module
-
     try:
-        check_simd()
+        if "MINILAVA_SIMD" in os.environ:
+            from minilava.device import check_simd  # and torch, which not every command needs
+
+            check_simd()
         body()
     except UserError as e:
         print(f"minilava: error: {e}", file=sys.stderr)

@@ -37,6 +37,8 @@ class RoundedFor {
             const MatrixI8& w = p.w;
             if (w.width != like.width || w.group != like.group || w.bits != like.bits)
                 throw std::invalid_argument("matrices of one input differ in their format");
+            if (p.activation == Activation::kSwiglu && (all.empty() || all.back().y != p.y || all.back().n != w.n))
+                throw std::invalid_argument("no product before makes what this one gates with");
             all.push_back({w.values, w.scales, rows.values, rows.scales, rows.sums, w.bias, p.residual, p.y, m, w.n,
                            w.k, w.group, w.bits, p.activation});
         }
@@ -49,7 +51,7 @@ class RoundedFor {
     const long m;
 };
 
-// Memory that is kept from call to call and only ever grows: growing clears it.
+// Memory that is kept from call to call and only ever grows.
 inline float* room(std::vector<float>& v, long count) {
     if (long(v.size()) < count) v.resize(count);
     return v.data();

@@ -189,6 +189,9 @@ class Loader:
         return item
 
     def close(self) -> None:
-        """End the worker processes. Python would ask them by SIGTERM when it exits, which they do not hear."""
+        """End the worker processes. Python would ask them by SIGTERM when it exits, which they do not hear, and then
+        wait for ever."""
         if shut := getattr(self.items, "_shutdown_workers", None):
             shut()
+            for worker in self.items._workers:  # one that hangs in a read
+                worker.kill()

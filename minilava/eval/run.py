@@ -115,30 +115,22 @@ def start(item: Item, vlm: VLM, options: Options) -> Talk:
 def answer(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[list[dict]]:
     """The lines of every item, an item's together, batch after batch. An item that cannot be asked raises
     UserError, or, with skip_bad, gives one line with ``error`` and no score."""
-    for refused, batch in _batches(vlm, items, options):
-        yield from refused
-        yield from _converse(vlm, batch, options)
-
-
-def _batches(vlm: VLM, items: Iterable[Item], options: Options) -> Iterator[tuple[list[list[dict]], list[Turn]]]:
-    """Turns to answer together, and the lines of the items before their end that cannot be asked."""
     most = options.batch_tokens or BATCH_TOKENS[vlm.engine.device.type]
-    refused: list[list[dict]] = []
     batch: list[Turn] = []
     tokens = 0
     for item in items:
         try:
             turn = start(item, vlm, options).ask(vlm, options)
         except UserError as e:
-            refused.append([_refuse(item, e, options)])
+            yield [_refuse(item, e, options)]
             continue
         rows = turn.sample.tokens + turn.request.max_new_tokens
         if batch and tokens + rows > most:
-            yield refused, batch
-            refused, batch, tokens = [], [], 0
+            yield from _converse(vlm, batch, options)
+            batch, tokens = [], 0
         batch.append(turn)
         tokens += rows
-    yield refused, batch
+    yield from _converse(vlm, batch, options)
 
 
 def _refuse(item: Item, error: UserError, options: Options) -> dict:
@@ -154,6 +146,7 @@ def _converse(vlm: VLM, batch: Sequence[Turn], options: Options) -> Iterator[lis
         replies = vlm.batch([turn.request for turn in asked], [turn.sample for turn in asked])
         for turn, reply in zip(asked, replies, strict=True):
             turn.talk.take(turn.line, reply, options.scorer)
+            turn.sample.patches.clear()  # of a talk that goes on, the largest part
         again = [turn.talk for turn in asked if len(turn.talk.lines) < len(turn.talk.item.turns)]
         asked = []
         for talk in again:

@@ -137,6 +137,8 @@ class Qwen(nn.Module):
 
     def _native(self, x: Tensor) -> Decoder | None:
         """All blocks in one call, where they are quantised and this machine has the kernels."""
+        if torch.compiler.is_compiling():
+            return None
         if self._decoder is None and implementation() == "native":
             linears = [[getattr(b, n) for n in ("q", "k", "v", "o", "gate", "up", "down")] for b in self.blocks]
             if all(isinstance(m, QuantizedLinear) for row in linears for m in row):

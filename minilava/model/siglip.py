@@ -34,7 +34,8 @@ class Block(nn.Module):
         self._whole: EncoderBlock | None = None  # the quantised block in one call, made at the first
 
     def forward(self, x: Tensor, cu: Tensor, starts: Tensor, lengths: Tensor, patches: int) -> Tensor:
-        """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block."""
+        """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block. A quantised
+        block writes its result over x."""
         if (native := self._native()) is not None:
             return native(x, patches)
         n = layer_norm(x, self.norm1.weight, self.norm1.bias, self.eps)
@@ -49,6 +50,8 @@ class Block(nn.Module):
 
     def _native(self) -> EncoderBlock | None:
         """The block in one call, where it is quantised and this machine has the kernels."""
+        if torch.compiler.is_compiling():
+            return None
         if self._whole is None and implementation() == "native":
             linears = [self.q, self.k, self.v, self.out, self.fc1, self.fc2]
             if all(isinstance(m, QuantizedLinear) for m in linears):

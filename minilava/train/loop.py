@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 import time
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -219,24 +220,24 @@ def train(config: TrainConfig) -> Path:
     except OSError as e:
         raise UserError(f"cannot make {out}: {e.strerror or e}") from None
     run = Run(config, ranks)
-    log = Log(out, run.step, config.steps, config.tensorboard) if ranks.first else None
-    stop = _Stop()
-    try:
-        while run.step < config.steps:
-            row = run.advance()
+    with closing(run.batches):
+        log = Log(out, run.step, config.steps, config.tensorboard) if ranks.first else None
+        stop = _Stop()
+        try:
+            while run.step < config.steps:
+                row = run.advance()
+                if log:
+                    log.write(row)
+                stopping = ranks.sum(stop.asked)[0] > 0
+                if run.step % config.save_every == 0 or run.step == config.steps or stopping:
+                    run.save()
+                if stopping and run.step < config.steps:
+                    raise KeyboardInterrupt
+            run.export()
+        finally:
+            stop.restore()
             if log:
-                log.write(row)
-            stopping = ranks.sum(stop.asked)[0] > 0
-            if run.step % config.save_every == 0 or run.step == config.steps or stopping:
-                run.save()
-            if stopping and run.step < config.steps:
-                raise KeyboardInterrupt
-        run.export()
-    finally:
-        stop.restore()
-        run.batches.close()
-        if log:
-            log.close()
+                log.close()
     ranks.stop()
     return out / MODEL
 

@@ -105,7 +105,7 @@ def fuzz_linear_i8(case):
 @fuzzes("DecoderI8.add", "DecoderI8.run")
 def fuzz_decoder(case):
     kv, dim, width, hidden = case.randint(1, 3), 2 * case.size(20), case.size(150), case.size(150)
-    heads, rows, table = kv * case.randint(1, 3), case.size(90), case.size(50)
+    heads, rows, table = kv * case.randint(1, 3), case.size(case.choice((90, 90, 90, 600))), case.size(50)
     q, k = heads * dim, kv * dim
     shapes = [(q, width), (k, width), (k, width), (width, q), (hidden, width), (hidden, width), (width, hidden)]
     blocks, cache, half = [], [], case.choice((torch.float32, torch.float16))
@@ -143,13 +143,8 @@ def fuzz_decoder(case):
 
 @fuzzes("EncoderBlockI8.run")
 def fuzz_encoder(case):
-    heads, dim, inner, patches, views = (
-        case.randint(1, 3),
-        case.size(40),
-        case.size(150),
-        case.size(80),
-        case.size(9, 0),
-    )
+    heads, dim, inner = case.randint(1, 3), case.size(40), case.size(150)
+    patches, views = case.choice(((case.size(80), case.size(9, 0)), (case.size(600), 1)))
     d = heads * dim
     read, out, up, down = ((case.choice((8, 4)), case.choice((None, 32, 96))) for _ in range(4))
     shapes = [(d, d)] * 4 + [(inner, d), (d, inner)]

@@ -11,7 +11,7 @@ from minilava_kernels.decoder_i8 import Decoder
 from minilava_kernels.linear_i8 import pack
 from tests.numerics import with_threads
 
-CONFIG = TextConfig(80, 200, layers=3, heads=6, kv_heads=2, head_dim=16, vocab_rows=50, tied=True, max_positions=64)
+CONFIG = TextConfig(80, 200, layers=3, heads=6, kv_heads=2, head_dim=16, vocab_rows=50, tied=True, max_positions=700)
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -51,6 +51,18 @@ def test_the_same_bits_as_block_by_block(simd, bits, dtype):
     at_once, single = steps(model, dtype=dtype), steps(model, one_by_one=True, dtype=dtype)
     assert model._decoder is not None and at_once[4].shape == (2, CONFIG.width)
     assert all(torch.equal(a, b) for a, b in zip(at_once, single, strict=True))
+
+
+def test_a_long_prompt_has_the_same_bits(simd):
+    """Its rows are taken in three runs of 256 and less."""
+    model, x, found = make(8), torch.randn(600, CONFIG.width), []
+    for native in (model._native, lambda _: None):
+        model._native = native
+        cache = KVCache(CONFIG, [350, 250], torch.float16, torch.device("cpu"))
+        positions, segments = cache.extend([0, 1], [350, 250])
+        with torch.inference_mode():
+            found.append([model(x, positions, segments, cache.layers), *(t for pair in cache.layers for t in pair)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("pieces", [[59], [58, 1], [3, 1, 40, 15], [30, 29]])

@@ -1,9 +1,11 @@
 """RMS and layer norm and their gradients against float64, on a CPU and in Triton, and a row in any batch."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
-from minilava_kernels.norm import layer_norm, rms_norm, rms_norm_reference
+from minilava_kernels.norm import implementation, layer_norm, rms_norm, rms_norm_reference
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within, with_threads
 
@@ -76,6 +78,8 @@ def step_by_step(x, w, b):
 def test_layer_norm(dtype):
     """Without gradients the native one where there is one, with them PyTorch's."""
     x, w, b = (torch.randn(*shape).to(dtype) for shape in ((300, 72), (72,), (72,)))
+    native = "native" if find_spec("minilava._C") and dtype != torch.float16 else "reference"
+    assert implementation(x, w, b) == native and implementation(x, w.clone().requires_grad_(), b) == "reference"
     exact = step_by_step(*(t.double() for t in (x, w, b)))
     assert_within(layer_norm(x, w, b, 1e-6), step_by_step(x, w, b), exact)
     assert_within(layer_norm(x, w, b.requires_grad_(), 1e-6).detach(), step_by_step(x, w, b).detach(), exact)

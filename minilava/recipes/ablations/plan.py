@@ -169,7 +169,7 @@ ALL = {
             tuple(Claim(1, 0, column) for column in ("all", "multi-image", *MULTI)),
             "As in the paper the second row has had the steps of the single-image stage on top of the first row's: the "
             "comparison is of recipes, not of equal compute. The comparison of all columns together was added when two "
-            "seeds had been seen; the four others were there before.",
+            "seeds had been seen; the four others were there before. The last four columns are additions.",
         ),
         Table(
             6,
