@@ -44,7 +44,7 @@ class Preferences(nn.Module):
 
     def forward(self, packed: Packed, reference: Tensor) -> tuple[Tensor, Tensor]:
         """reference: float32 (pairs, 2), the frozen model's log-probabilities of both answers."""
-        logp, counts = log_probabilities(self.model, packed)
+        logp, counts = (t.view(-1, 2) for t in log_probabilities(self.model, packed))
         loss, z = dpo_loss(logp, reference, self.beta)
         total = loss.sum()
         if self.sft_weight:
@@ -58,13 +58,13 @@ class Preferences(nn.Module):
 
 
 def log_probabilities(model: LLaVA, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Summed log-probability of every sample's labelled tokens and their number, as pairs: float32 (S / 2, 2) each."""
+    """Summed log-probability of every sample's labelled tokens and their number, float32 (S,) each."""
     nll, rows = model.losses(packed)
     sample = torch.bucketize(rows, packed.cu_seqlens[1:].long(), right=True)
     zeros = nll.new_zeros(len(packed.lengths), dtype=torch.float64)  # thousands of terms, of which a difference is left
     sums = zeros.index_add(0, sample, -nll.double())
     counts = zeros.index_add(0, sample, torch.ones_like(nll, dtype=torch.float64))
-    return sums.float().view(-1, 2), counts.float().view(-1, 2)
+    return sums.float(), counts.float()
 
 
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, Tensor]:

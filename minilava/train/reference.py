@@ -120,7 +120,7 @@ def _compute(
             if done:
                 packed = stream.pack(samples)
                 with torch.no_grad():
-                    values = log_probabilities(model, packed.to(ranks.device))[0].cpu()
+                    values = log_probabilities(model, packed.to(ranks.device))[0].view(-1, 2).cpu()
                 if not values.isfinite().all():
                     names = ", ".join(name for name, row in reference.rows.items() if row in done)
                     raise UserError(f"the starting weights give no finite log-probability for {names}")

@@ -3,22 +3,25 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
 from minilava.data.world import TASKS
 from minilava.errors import UserError
 from minilava.eval.figures import RESAMPLES
-from minilava.eval.run import write_lines
+from minilava.eval.run import Options, start, write_lines
 from minilava.inputs.geometry import video_layout
+from minilava.inputs.pack import pack
 from minilava.recipes.ablations import __main__ as queue
 from minilava.recipes.ablations import exam, plan
 from minilava.recipes.ablations.figures import NOT_REPRODUCED, OTHER_WAY, REPRODUCED, cell, difference, scores, verdict
-from minilava.recipes.ablations.plan import ALL, EXAMS, RUNS, exams, jobs
+from minilava.recipes.ablations.plan import ALL, EXAMS, RUNS, exams, jobs, likelihood
 from minilava.recipes.ablations.report import markdown, write_report
-from minilava.runtime.vlm import TINY
+from minilava.runtime.vlm import TINY, load
 from minilava.train import state
 from minilava.train.config import parse
 from minilava.train.log import read_log
@@ -109,6 +112,25 @@ def test_questions():
     assert described.metric == "open-ended" and described.turns[0][0].startswith("<video>")
 
 
+def test_likelihood_is_of_the_reference_answer_and_its_end(monkeypatch):
+    vlm = load(TINY, dtype="float32", cache_bytes=0)
+    tasks = ("video_qa", 3), ("low_level", 3), (plan.DESCRIPTION, 4)
+    items = [item for task, count in tasks for item in exam.asked(task, count, None)]
+    options = Options(asking={"layout": "front", "frames": 6, "pool": "average"})
+    monkeypatch.setattr(exam, "BUDGET", 300)  # one, two or three samples together
+    found = list(exam.likely(vlm, items, options))
+    for item, line in zip(items, found, strict=True):
+        sample = start(item, vlm, options).ask(vlm, options).sample
+        reply = [*vlm.tokenizer.encode(item.turns[0][1]), vlm.tokenizer.im_end]
+        packed = pack([replace(sample, ids=sample.ids + reply)], vlm.config.vision.patches)
+        with torch.inference_mode():
+            logits = vlm.model.text.logits(vlm.model.hidden(packed)[-len(reply) - 1 : -1])
+        logs = logits.log_softmax(1)[range(len(reply)), reply]
+        assert line["id"] == item.id and line["task"] == likelihood(item.task)
+        assert line["score"] == pytest.approx(logs.mean().exp().item(), rel=1e-3)
+    assert len({line["score"] for line in found}) == len(items)
+
+
 # --- the statistics ---------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +196,8 @@ def answers(out, run, seed, name, tasks, share):
     right = np.random.default_rng([seed, 7]).random(60) < share
     lines = [{"task": t, "score": float(r), "chance": 0.25} for t in tasks for r in right]
     write_lines(folder / exam.SAMPLES, lines)
+    likely = [{"task": likelihood(t), "score": share * (0.4 + 0.2 * r)} for t in tasks for r in right]
+    write_lines(folder / exam.LIKELIHOODS, likely)
 
 
 def test_the_report_says_which_way_it_went(tmp_path):
@@ -187,6 +211,7 @@ def test_the_report_says_which_way_it_went(tmp_path):
     made = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
     assert made["tables"]["table5"]["verdicts"] == {REPRODUCED: 5, NOT_REPRODUCED: 0, OTHER_WAY: 0}
     assert made["tables"]["table6"]["verdicts"] == {REPRODUCED: 0, NOT_REPRODUCED: 2, OTHER_WAY: 2}
+    assert made["tables"]["table5"]["likelihood_verdicts"][REPRODUCED] == 5
     mixed = made["tables"]["table6"]["rows"][4]
     assert mixed["labels"] == ["mixed", "interleaved"] and len(mixed["cells"]["multi-image"]["seeds"]) == 3
     runs = {(run["run"], run["seed"]): run for run in made["runs"]}
@@ -247,7 +272,8 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path, small, monkeypatch):
     assert seconds["projector"]["train"] > 0 and seconds["dpo"]["exams"] > 0
     assert (tmp_path / "results" / "table14.png").exists()
     tasks = {line["task"] for line in exam.lines(tmp_path / "m4-1" / "exams" / "interleaved")}
-    assert tasks == set(exams("m4")["interleaved"])
+    expected = set(exams("m4")["interleaved"])
+    assert tasks == expected | {likelihood(task) for task in expected - {plan.PREFERENCES}}
 
     # Finished: nothing is trained or asked again, and the same report comes out.
     before, journal = len(steps), (tmp_path / "queue.jsonl").read_bytes()

@@ -63,7 +63,7 @@ def single(made, name):
     number = [s.name for s in stream.mixture.sources].index(name.rpartition("[")[0])
     samples = stream.read(number, int(name.rpartition("[")[2][:-1]))[1]
     with torch.no_grad():
-        return log_probabilities(model, pack(samples, model.config.vision.patches))[0][0]
+        return log_probabilities(model, pack(samples, model.config.vision.patches))[0]
 
 
 def test_shared_pictures_change_neither_loss_nor_gradients(made):

@@ -100,6 +100,13 @@ EXAMS = {
     "64-frames-pooled": Exam(frames=64, clip_frames=64),
 }
 DESCRIPTION, PREFERENCES = "video_description", "preferences"  # beside the world's own tasks: see exam.py
+
+
+def likelihood(task: str) -> str:
+    """What the lines of exam.likely call a task."""
+    return f"{task}, likelihood"
+
+
 MULTI = ("text_rich", "multi_image_vqa", "low_level")
 VIDEO = ("video_qa", DESCRIPTION)
 

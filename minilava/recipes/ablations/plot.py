@@ -16,12 +16,13 @@ def draw(table: dict) -> bytes:
         from matplotlib.figure import Figure  # not pyplot: no window, no global state
     except ImportError:
         raise UserError("plots need matplotlib: pip install 'minilava[train]'") from None
-    height = 1.6 + 0.2 * max(len(table["rows"]), 3) + 0.55 * len(table["claims"])
+    claims = table["claims"] + [c | {"column": f"{c['column']}, likelihood"} for c in table["likelihood_claims"]]
+    height = 1.6 + 0.2 * max(len(table["rows"]), 3) + 0.55 * len(claims)
     figure = Figure(figsize=(13, max(4.2, height)), layout="constrained")
     figure.suptitle(table["title"], x=0.01, ha="left", fontsize=12)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _levels(left, table)
-    _differences(right, table["claims"])
+    _differences(right, claims)
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=110)
     return held.getvalue()

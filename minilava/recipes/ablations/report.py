@@ -17,7 +17,7 @@ from minilava.eval.report import table as markdown_table
 from minilava.eval.run import read_lines, write
 from minilava.recipes.ablations import exam, plan
 from minilava.recipes.ablations.figures import NOT_REPRODUCED, OTHER_WAY, REPRODUCED, Scores, cell, difference, scores
-from minilava.recipes.ablations.plan import Claim, Row, Table
+from minilava.recipes.ablations.plan import PREFERENCES, Claim, Row, Table, likelihood
 from minilava.recipes.ablations.plot import draw
 from minilava.recipes.tiny.__main__ import machine
 
@@ -56,10 +56,14 @@ def _table(out: Path, table: Table, seeds: int) -> dict:
     for line in lines[0][0]:
         if "chance" in line:
             chance.setdefault(line["task"], []).append(100 * line["chance"])
-    claims = [_claim(table, claim, found) for claim in table.claims]
+    # A second measure of the same columns; that two models are as likely to within some points would say nothing.
+    likely = {name: tuple(map(likelihood, tasks)) for name, tasks in table.columns.items() if PREFERENCES not in tasks}
+    claims = [_claim(table, claim, found, table.columns) for claim in table.claims]
+    likelier = [_claim(table, c, found, likely) for c in table.claims if c.column in likely and c.within is None]
     rows = [
         {"labels": list(row.labels), "run": row.run, "exam": row.exam}
         | {"cells": {name: asdict(cell(one, tasks)) for name, tasks in table.columns.items()}}
+        | {"likelihood": {name: asdict(cell(one, tasks)) for name, tasks in likely.items()}}
         for row, one in zip(table.rows, found, strict=True)
     ]
     return {
@@ -76,14 +80,20 @@ def _table(out: Path, table: Table, seeds: int) -> dict:
             if all(task in chance for task in tasks)
         },
         "claims": claims,
-        "verdicts": {v: sum(c["verdict"] == v for c in claims) for v in (REPRODUCED, NOT_REPRODUCED, OTHER_WAY)},
+        "likelihood_claims": likelier,
+        "verdicts": _verdicts(claims),
+        "likelihood_verdicts": _verdicts(likelier),
     }
 
 
-def _claim(table: Table, claim: Claim, found: Sequence[Sequence[Scores]]) -> dict:
+def _verdicts(claims: Sequence[dict]) -> dict[str, int]:
+    return {v: sum(c["verdict"] == v for c in claims) for v in (REPRODUCED, NOT_REPRODUCED, OTHER_WAY)}
+
+
+def _claim(table: Table, claim: Claim, found: Sequence[Sequence[Scores]], columns: dict[str, tuple[str, ...]]) -> dict:
     better, worse = (table.rows[i] for i in (claim.better, claim.worse))
     sign = ">" if claim.within is None else f"within {claim.within:g} points of"
-    made = difference(found[claim.better], found[claim.worse], table.columns[claim.column], claim.within)
+    made = difference(found[claim.better], found[claim.worse], columns[claim.column], claim.within)
     said = {"claim": f"{_name(better)} {sign} {_name(worse)}", "column": claim.column, "within": claim.within}
     return said | asdict(made)
 
@@ -114,7 +124,9 @@ def markdown(made: dict) -> str:
     parts = [
         "# Ablations",
         "The paper's ablations on the M4 world with the tiny shape (`make ablations`). Percent right on the test "
-        "split's questions, video_description in ROUGE-L; mean ± standard deviation over seeds. A difference is taken "
+        "split's questions, video_description in ROUGE-L; mean ± standard deviation over seeds. Likelihood is the "
+        "probability that the model gives the tokens of the reference answer, their geometric mean, in percent: a weak "
+        "model moves there long before its answers turn right. A difference is taken "
         f"seed by seed and question by question; its 95 % interval resamples both ({RESAMPLES} times; with so few "
         "seeds it is rather too narrow). A direction is "
         f"*{REPRODUCED}* if the interval lies on the paper's side of 0, *{OTHER_WAY}* if on the other side, else "
@@ -127,8 +139,11 @@ def markdown(made: dict) -> str:
         parts.append(
             f"**At {made['scale']:g} of the planned steps: this shows that the queue runs, and nothing else.**"
         )
-    summary = [[t["title"], t["says"], _counts(t)] for t in made["tables"].values()]
-    parts.append(markdown_table(["", "the paper", "here"], summary))
+    summary = [
+        [t["title"], t["says"], _counts(t["verdicts"]), _counts(t["likelihood_verdicts"])]
+        for t in made["tables"].values()
+    ]
+    parts.append(markdown_table(["", "the paper", "here, percent right", "here, likelihood"], summary))
     for name, table in made["tables"].items():
         parts += _section(name, table)
     parts += ["## Runs", _run_table(runs), f"Seconds in brackets are of questions. {_paper()}"]
@@ -139,9 +154,11 @@ def _section(name: str, table: dict) -> list[str]:
     rows = [[*row["labels"], *(_cell(row["cells"][c]) for c in table["columns"])] for row in table["rows"]]
     blank = [""] * (len(table["heads"]) - 1)
     rows.append(["chance", *blank, *(_number(table["chance"].get(c)) for c in table["columns"])])
+    likely = [[*row["labels"], *map(_cell, row["likelihood"].values())] for row in table["rows"]]
+    measured = [("percent right", c) for c in table["claims"]] + [("likelihood", c) for c in table["likelihood_claims"]]
     claims = [
-        [c["claim"], c["column"], f"{c['value']:+.1f}", f"{c['low']:+.1f} to {c['high']:+.1f}", c["verdict"]]
-        for c in table["claims"]
+        [c["claim"], c["column"], of, f"{c['value']:+.1f}", f"{c['low']:+.1f} to {c['high']:+.1f}", c["verdict"]]
+        for of, c in measured
     ]
     low = [c for c in {c["column"]: 0 for c in table["claims"]} if _at_chance(table, c)]
     warning = [f"No row is above chance in {', '.join(low)}: those comparisons say nothing."] if low else []
@@ -149,16 +166,19 @@ def _section(name: str, table: dict) -> list[str]:
         f"## {table['title']}",
         f"The paper: {table['says']}",
         markdown_table([*table["heads"], *table["columns"]], rows),
-        f"Of its {len(claims)} comparisons: {_counts(table)} ({len(table['seeds'])} seeds).",
-        markdown_table(["claim", "column", "difference", "95 %", "verdict"], claims),
+        "Likelihood:",
+        markdown_table([*table["heads"], *table["rows"][0]["likelihood"]], likely),
+        f"Of its {len(table['claims'])} comparisons: {_counts(table['verdicts'])}; in likelihood: "
+        f"{_counts(table['likelihood_verdicts'])} ({len(table['seeds'])} seeds).",
+        markdown_table(["claim", "column", "measure", "difference", "95 %", "verdict"], claims),
         *warning,
         table["note"],
         f"![{table['title']}]({name}.png)",
     ]
 
 
-def _counts(table: dict) -> str:
-    return ", ".join(f"{n} {verdict}" for verdict, n in table["verdicts"].items() if n)
+def _counts(verdicts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items() if n)
 
 
 def _at_chance(table: dict, column: str) -> bool:
