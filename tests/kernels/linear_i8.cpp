@@ -21,7 +21,8 @@ int main() {
     const auto scales = read<uint16_t>(rows * (k / group));
     std::vector<float> y(m * n);
     const RoundedRows r = rounded_rows(x.data(), m, width, k, group, bits);
-    linear_i8({values.data(), scales.data(), r.values, r.scales, r.sums, nullptr, nullptr, y.data(), m, n, k, group,
-               int(bits), Activation::kNone});
+    const LinearI8 product = {values.data(), scales.data(), r.values, r.scales, r.sums, nullptr, nullptr, y.data(),
+                              m, n, k, group, int(bits), Activation::kNone};
+    linear_i8(&product, 1);
     fwrite(y.data(), sizeof(float), y.size(), stdout);
 }
