@@ -20,10 +20,6 @@ void quantize_rows(const QuantizeRows& a) {
     }
 }
 
-namespace {
-constexpr long FEW_ROWS = 8;
-}
-
 RoundedRows rounded_rows(const float* x, long m, long width, long k, long group, int bits) {
     static thread_local std::vector<int8_t> values;
     static thread_local std::vector<float> scales;
@@ -49,9 +45,9 @@ void linear_i8(const LinearI8* all, long count) {
         };
         long left = 0;
         for (long i = 0; i < count; ++i) left = std::max(left, share(i, t + 1) - share(i, t));
-        // A few rows only have the weights to read, which is fastest front to back. Of more, a pair of panels of one
+        // Up to 8 rows only have the weights to read, which is fastest front to back. Of more, a pair of panels of one
         // product after the same pair of another: what they make of y is then still in the first cache.
-        const long step = all[0].m <= FEW_ROWS ? left : 2;
+        const long step = all[0].m <= 8 ? left : 2;
         for (long from = 0; from < left; from += step)
             for (long i = 0; i < count; ++i) {
                 const long begin = share(i, t) + from, end = share(i, t + 1);

@@ -42,8 +42,8 @@ struct LinearI8 {
     int bits;
     Activation activation;
 };
-// Some products of the same rows, between which no thread waits for another. One with kSwiglu follows the one of as many
-// columns that makes its y.
+// Some products of the same rows, between which no thread waits for another. One with kSwiglu follows the one of as
+// many columns that makes its y.
 void linear_i8(const LinearI8* all, long count);
 
 // Rows of the weight as floats: row ids[i] to y + i * width. Ids are checked by the caller.

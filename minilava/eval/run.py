@@ -141,7 +141,7 @@ def _refuse(item: Item, error: UserError, options: Options) -> dict:
 
 def _converse(vlm: VLM, batch: Sequence[Turn], options: Options) -> Iterator[list[dict]]:
     """Answer the first turns together, then the second turns of those that have one, and so on."""
-    asked = list(batch)
+    asked = batch
     while asked:
         replies = vlm.batch([turn.request for turn in asked], [turn.sample for turn in asked])
         for turn, reply in zip(asked, replies, strict=True):

@@ -102,8 +102,9 @@ def load(
     than a block resident, which makes the encoding of every later picture slower by a tenth.
     Raises UserError for anything wrong with the path, the files or the arguments.
     """
+    began = time.perf_counter()
     check_simd()
-    began, path = time.perf_counter(), TINY if path is None else path
+    path = TINY if path is None else path
     stored, quant = read_quantization(path), None if quant == "none" else quant
     if quant not in (None, *POLICIES):
         raise UserError(f"--quant {quant!r} is not one of none, {', '.join(POLICIES)}")
