@@ -32,6 +32,7 @@ from minilava.inputs.sample import Sample
 from minilava.model.linear import Quantized, quantized
 from minilava.model.llava import LLaVA
 from minilava.quantize import POLICIES, Quantization, quantize
+from minilava.runtime.cache import KVCache
 
 WINDOW, WINDOWS, CALIBRATION = 1024, 20, 8
 COLUMNS = ["side", "bits per weight", "perplexity", "KL", "same"]
@@ -44,9 +45,14 @@ def text_ids(tokenizer, count: int) -> list[int]:
 
 
 def ours(model: LLaVA) -> Side:
+    """As it generates: keys and values go through the cache, whose rounding counts."""
+    text = model.text
+
     def logits(ids: list[int]) -> Tensor:
+        cache = KVCache(model.config.text, [len(ids)], text.cache_dtype, torch.device("cpu"))
+        positions, segments = cache.extend([0], [len(ids)])
         with torch.inference_mode():
-            return model(pack([Sample(ids, [])], 1))
+            return text.logits(text(text.embed(torch.tensor(ids)), positions, segments, cache.layers))
 
     return logits
 

@@ -111,20 +111,24 @@ void bind_decoder_i8(py::module_& m) {
             "run",
             [](const DecoderI8& d, uintptr_t x, uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t slots,
                uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len, uintptr_t last, long rows, long sequences,
-               long lasts, long table_rows, long cache_rows, float scale, bool half_cache, bool prompt,
+               long lasts, long table_rows, long cache_rows, float scale, bool i8_cache, bool prompt,
                const std::vector<uintptr_t>& keys, const std::vector<uintptr_t>& values) {
                 std::vector<void*> k, v;
                 for (const uintptr_t p : keys) k.push_back(at<void>(p));
                 for (const uintptr_t p : values) v.push_back(at<void>(p));
                 d.run({at<float>(x), at<float>(cos), at<float>(sin), at<int64_t>(positions), at<int64_t>(slots),
                        at<int32_t>(cu_q), at<int32_t>(k_start), at<int32_t>(k_len), at<int64_t>(last), rows, sequences,
-                       lasts, table_rows, cache_rows, scale, half_cache, prompt},
+                       lasts, table_rows, cache_rows, scale, i8_cache, prompt},
                       k, v);
             },
             without_gil);
 }
 
 void bind_encoder_i8(py::module_& m) {
+    m.def("free_scratch", [] {
+        block_scratch() = {};
+        attention_scratch(0);
+    });
     py::class_<EncoderBlockI8>(m, "EncoderBlockI8")
         .def(py::init([](const std::array<uintptr_t, 4>& norms, const std::array<Matrix, 6>& w, long heads, float eps,
                          float scale) {
@@ -142,7 +146,7 @@ void bind_attention(py::module_& m) {
     py::enum_<Kind>(m, "Kind")
         .value("float32", Kind::kFloat)
         .value("bfloat16", Kind::kBfloat16)
-        .value("half_cache", Kind::kHalfCache);
+        .value("i8_cache", Kind::kI8Cache);
     m.def(
         "attention",
         [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, uintptr_t cu_q, uintptr_t k_start, uintptr_t k_len,

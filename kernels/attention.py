@@ -16,6 +16,7 @@ from functools import cache
 
 import torch
 
+from minilava_kernels.cached8 import BYTES, row_bytes, unpack
 from minilava_kernels.decode_attention import decode_attention
 from minilava_kernels.ops import register
 
@@ -25,7 +26,7 @@ except ImportError:
     _C = None
 
 _DTYPES = (torch.float32, torch.bfloat16)  # of the native kernels
-_HALF_CACHE = (torch.float32, torch.float16, torch.float16)  # of q, k and v, which they take as well, without gradients
+_I8_CACHE = (torch.float32, torch.int8, torch.int8)  # of q, k and v, which they take as well, without gradients
 _KINDS = {} if _C is None else {torch.float32: _C.Kind.float32, torch.bfloat16: _C.Kind.bfloat16}
 _MAX_DIM = {"triton": 128, "library": 256}
 
@@ -33,7 +34,8 @@ _MAX_DIM = {"triton": 128, "library": 256}
 def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
     """One sequence after the other: scores in q's dtype, softmax in float32. A query that sees no key gives zeros."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    k, v = k.to(q.dtype), v.to(q.dtype)
+    if k.dtype == torch.int8:
+        k, v = (unpack(x, q.shape[-1]).to(q.dtype) for x in (k, v))
     share = q.shape[1] // k.shape[1]
     ends, starts, lengths = cu_q.tolist(), k_start.tolist(), k_len.tolist()
     outputs = []
@@ -55,7 +57,8 @@ def attention_reference(q, k, v, cu_q, k_start, k_len, causal, scale=None):
 
 
 def attention(q, k, v, cu_q, k_start, k_len, causal, max_q=None, max_k=None, scale=None, impl=None, narrow=False):
-    """q (T, H, K), k and v (R, G, K) -> (T, H, K). All of one dtype; on a CPU a float16 cache serves float32 queries.
+    """q (T, H, K), k and v (R, G, K) -> (T, H, K). All of one dtype; or, on a CPU, k and v
+    at 8 bits for queries in float32, int8 (R, G, bytes of a head) as cached8 packs them.
 
     Sequence s has queries cu_q[s]:cu_q[s + 1] and keys k_start[s]:k_start[s] + k_len[s], all int32. Causal is aligned
     to the end: query i of n sees the keys up to k_len - n + i. max_q and max_k spare the GPU a synchronisation.
@@ -132,9 +135,9 @@ def _lengths_agree(cu_q, k_len) -> bool:
 def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True, narrow=False):
     """(out, log-sum-exp of the scores (T, H)), the second None natively if it is not to be kept."""
     (t, h, d), (r, g, _), s = q.shape, k.shape, k_len.shape[0]
-    half = impl == "native" and (q.dtype, k.dtype, v.dtype) == _HALF_CACHE
-    dtypes = half or (q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES))
-    if k.shape != v.shape or k.shape[2] != d or h % g or not dtypes:
+    i8 = impl == "native" and (q.dtype, k.dtype, v.dtype) == _I8_CACHE
+    dtypes = i8 or (q.dtype == k.dtype == v.dtype and (impl == "triton" or q.dtype in _DTYPES))
+    if k.shape != v.shape or k.shape[2] != (row_bytes(d) if i8 else d) or h % g or not dtypes:
         raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit")
     if (
         cu_q.shape != (s + 1,)
@@ -144,6 +147,8 @@ def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True, n
         raise ValueError("attention: cu_q (S + 1), k_start (S) and k_len (S) must be int32")
     cu_q, k_start, k_len = cu_q.contiguous(), k_start.contiguous(), k_len.contiguous()
     q, k, v = _rows(q), _rows(k), _rows(v)
+    if i8 and (k.stride(0) % BYTES or v.stride(0) % BYTES):
+        k, v = k.contiguous(), v.contiguous()
     if impl == "triton":
         from minilava_kernels.gpu.attention import attention as run
 
@@ -152,10 +157,11 @@ def _run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale, impl, keep=True, n
         return run(q, k, v, cu_q, k_start, k_len, causal, max_q, scale)
     out = q.new_empty(t, h, d)
     lse = q.new_empty(t, h, dtype=torch.float32) if keep else None
+    unit = BYTES if i8 else 1
     _C.attention(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), cu_q.data_ptr(), k_start.data_ptr(),
-        k_len.data_ptr(), t, r, s, h, g, d, q.stride(0), k.stride(0), v.stride(0), causal, scale,
-        _C.Kind.half_cache if half else _KINDS[q.dtype], lse.data_ptr() if keep else 0, narrow,
+        k_len.data_ptr(), t, r, s, h, g, d, q.stride(0), k.stride(0) // unit, v.stride(0) // unit, causal, scale,
+        _C.Kind.i8_cache if i8 else _KINDS[q.dtype], lse.data_ptr() if keep else 0, narrow,
     )  # fmt: skip
     return out, lse
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minilava_kernels.cached8 import row_bytes
 from minilava_kernels.linear_i8 import Matrix, address
 
 try:
@@ -65,20 +66,21 @@ class Decoder:
     ) -> Tensor:
         """x float32 (T, D) -> the residual stream after the last block, (T, D) or, of the rows ``last`` int64 (S,),
         which must ascend, (S, D). cos and sin (P, K / 2); positions and slots int64 (T); cu int32 (S + 1), starts and
-        lengths int32 (S) as for attention(); cache: (R, G, K) pairs, all float32 or float16, written at the slots.
+        lengths int32 (S) as for attention(); cache: pairs, written at the slots, all float32
+        (R, G, K) or at 8 bits, int8 (R, G, bytes of a head), see cached8.
         prompt: attention may be narrow, see there."""
         rows, sequences = len(x), len(lengths)
         if x.shape != (rows, self.width) or x.dtype != torch.float32:
             raise ValueError(f"Decoder: x {x.dtype} {tuple(x.shape)} is not float32 (T, {self.width})")
         if len(cache) != len(self.held):
             raise ValueError("Decoder: every block needs a cache")
-        shape = len(cache[0][0]), self.kv_heads, self.dim
         dtype = cache[0][0].dtype
+        shape = len(cache[0][0]), self.kv_heads, row_bytes(self.dim) if dtype == torch.int8 else self.dim
         for t in itertools.chain.from_iterable(cache):
             if t.shape != shape or t.dtype != dtype or not t.is_contiguous():
                 raise ValueError(f"Decoder: a cache is {t.dtype} {tuple(t.shape)}, not {dtype} {shape}")
-        if dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"Decoder: a cache is float32 or float16, not {dtype}")
+        if dtype not in (torch.float32, torch.int8):
+            raise ValueError(f"Decoder: a cache is float32 or int8, not {dtype}")
         counts = (positions, rows), (slots, rows), (cu, sequences + 1), (starts, sequences), (lengths, sequences)
         if any(t.shape != (n,) for t, n in counts):
             raise ValueError("Decoder: positions and slots are (T), cu (S + 1), starts and lengths (S)")
@@ -96,7 +98,7 @@ class Decoder:
         last = None if last is None else last.contiguous()
         self.native.run(
             x.data_ptr(), *(t.data_ptr() for t in whole), 0 if last is None else last.data_ptr(), rows, sequences,
-            0 if last is None else sequences, len(cos), shape[0], self.dim**-0.5, dtype is torch.float16, prompt,
+            0 if last is None else sequences, len(cos), shape[0], self.dim**-0.5, dtype is torch.int8, prompt,
             [k.data_ptr() for k, _ in cache], [v.data_ptr() for _, v in cache],
         )  # fmt: skip
         return x if last is None else x[:sequences]

@@ -92,7 +92,7 @@ def pack(weight: torch.Tensor, bits: int, group: int | None = None, importance: 
     n, k = weight.shape
     w = F.pad(weight.float(), (0, -k % group, 0, -n % PANEL)).view(-1, (k + group - 1) // group, group)
     if bits == 8:
-        scales = _up(w.abs().amax(2) / 127)
+        scales = rounded_up(w.abs().amax(2) / 127)
     elif importance is None:
         scales = _sixteen_levels(w)
     else:
@@ -106,7 +106,7 @@ def pack(weight: torch.Tensor, bits: int, group: int | None = None, importance: 
     return Panels(q.contiguous(), scales.contiguous(), n, k, bits)
 
 
-def _up(exact: torch.Tensor) -> torch.Tensor:
+def rounded_up(exact: torch.Tensor) -> torch.Tensor:
     """To bfloat16, upwards, so that no value is cut off. The next larger bfloat16 has the next larger bits."""
     scales = exact.bfloat16()
     return torch.where(scales.float() < exact, (scales.view(torch.int16) + 1).view(torch.bfloat16), scales)

@@ -3,11 +3,13 @@
 Reads and writes q in place (T H K elements), reads k and v and writes them to the cache (T G K each): bound by
 memory, or for one token by the cost of the call, which is why it is one call instead of a dozen.
 
-T tokens, H heads, G kv heads, K head dim, P positions in the tables, R rows of the cache.
+T tokens, H heads, G kv heads, K head dim, P positions in the tables, R rows of the cache, C what a head takes there: K,
+or its bytes at 8 bits (cached8).
 """
 
 import torch
 
+from minilava_kernels.cached8 import pack, row_bytes
 from minilava_kernels.ops import register, registered
 
 try:
@@ -19,7 +21,7 @@ _DTYPES = (torch.float32, torch.bfloat16)  # of the native rope
 _KINDS = {  # of the native rope_kv: (dtype, that of the cache)
     (torch.float32, torch.float32): "float32",
     (torch.bfloat16, torch.bfloat16): "bfloat16",
-    (torch.float32, torch.float16): "half_cache",
+    (torch.float32, torch.int8): "i8_cache",
 }
 
 
@@ -75,15 +77,18 @@ def _backward(ctx, dq, dk):
 
 
 def rope_kv_reference(q, k, v, cos, sin, positions, k_cache, v_cache, slots):
-    t, (_, g, d) = q.shape[0], k_cache.shape
+    t, g = q.shape[0], k_cache.shape[1]
+    d = k.shape[1] // g
     cos, sin = cos[positions], sin[positions]
     q.copy_(rotate_reference(q.reshape(t, q.shape[1] // d, d), cos, sin).flatten(1))
-    k_cache[slots] = rotate_reference(k.reshape(t, g, d), cos, sin).to(k_cache.dtype)
-    v_cache[slots] = v.reshape(t, g, d).to(v_cache.dtype)
+    keys, values = rotate_reference(k.reshape(t, g, d), cos, sin), v.reshape(t, g, d)
+    if k_cache.dtype == torch.int8:
+        keys, values = pack(keys), pack(values)
+    k_cache[slots], v_cache[slots] = keys.to(k_cache.dtype), values.to(v_cache.dtype)
 
 
 def rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl=None):
-    """Rotates q (T, H K) in place; writes k, rotated, and v (T, G K) to rows `slots` of the caches (R, G, K).
+    """Rotates q (T, H K) in place; writes k, rotated, and v (T, G K) to rows `slots` of the caches (R, G, C).
 
     cos and sin (P, K / 2) are indexed by positions (T). Slots must differ. The native kernel checks positions and slots
     before it writes; on a GPU that would wait for the device, and the caller answers for them.
@@ -93,15 +98,17 @@ def rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl=None):
     if impl == "reference":
         return rope_kv_reference(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
     t, width = q.shape
-    _, g, d = k_cache.shape
-    if d % 2 or width % d or k.shape != (t, g * d) or k.shape != v.shape or k_cache.shape != v_cache.shape:
+    _, g, c = k_cache.shape
+    d = 2 * cos.shape[1]
+    fit = c == (row_bytes(d) if k_cache.dtype == torch.int8 else d) and k_cache.shape == v_cache.shape
+    if not d or width % d or k.shape != (t, g * d) or k.shape != v.shape or not fit:
         raise ValueError(f"rope_kv: q {tuple(q.shape)}, k {tuple(k.shape)} and cache {tuple(k_cache.shape)} do not fit")
-    if cos.shape[1] != d // 2 or cos.shape != sin.shape or positions.shape != (t,) or slots.shape != (t,):
+    if cos.shape != sin.shape or positions.shape != (t,) or slots.shape != (t,):
         raise ValueError("rope_kv: cos and sin must be (P, K / 2), positions and slots (T)")
     given, caches = {x.dtype for x in (q, k, v, cos, sin)}, {k_cache.dtype, v_cache.dtype}
     good = (q.dtype, k_cache.dtype) in _KINDS if impl == "native" else given == caches
     if not good or len(given) > 1 or len(caches) > 1:
-        raise ValueError("rope_kv: one dtype for all, natively float32 or bfloat16; or float32 with a cache of float16")
+        raise ValueError("rope_kv: one dtype for all, natively float32 or bfloat16; or float32 with a cache of 8 bits")
     if not positions.dtype == slots.dtype == torch.int64:
         raise ValueError("rope_kv: positions and slots must be int64")
     if not (q.stride(1) == k.stride(1) == v.stride(1) == 1 and k_cache.is_contiguous() and v_cache.is_contiguous()):
@@ -126,7 +133,7 @@ def _rope_kv(q, k, v, cos, sin, positions, k_cache, v_cache, slots, impl):
         from minilava_kernels.gpu.rope_kv import rope_kv as run
 
         return run(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
-    rows, g, d = k_cache.shape
+    (rows, g, _), d = k_cache.shape, 2 * cos.shape[1]
     addresses = (x.data_ptr() for x in (q, k, v, cos, sin, positions, slots, k_cache, v_cache))
     strides = q.stride(0), k.stride(0), v.stride(0)
     kind = _KINDS[q.dtype, k_cache.dtype]

@@ -27,6 +27,7 @@ long up(long n, long to) { return (n + to - 1) / to * to; }
 // E: of the queries and the output, C: of the keys and values.
 template <class E, class C>
 void attend_prompts(const Attention& a, const std::vector<long>& sequences, [[maybe_unused]] bool narrow) {
+    const long per = narrow ? 2 : 1;  // packed elements in a float
     const long own = omp_get_max_threads() * SIMD_PICK(block_scratch)(a.dim), share = a.heads / a.kv_heads;
     std::vector<Pack> packs;
     std::vector<Block> blocks;
@@ -34,8 +35,9 @@ void attend_prompts(const Attention& a, const std::vector<long>& sequences, [[ma
     for (size_t i = 0; i < sequences.size(); ++i)
         for (long g = 0; g < a.kv_heads; ++g) {
             const long s = sequences[i], queries = a.cu_q[s + 1] - a.cu_q[s], keys = up(a.k_len[s], WIDEST);
-            packs.push_back({s, g, used, used + keys * a.dim});
-            used += keys * (a.dim + up(a.dim, WIDEST));
+            const long width = up(a.dim, 2) / per, padded = up(a.dim, WIDEST) / per;
+            packs.push_back({s, g, used, used + keys * width});
+            used += keys * (width + padded);
             for (long h = g * share; h < (g + 1) * share; ++h)
                 for (long first = 0; first < queries; first += QUERIES)
                     blocks.push_back({long(packs.size()) - 1, h, first, std::min(QUERIES, queries - first)});
@@ -101,9 +103,10 @@ void attend(const Attention& a) {
 float* attention_scratch(long floats) {
     static thread_local std::unique_ptr<float, decltype(&std::free)> memory(nullptr, &std::free);
     static thread_local long size = 0;
-    if (floats > size) {
+    if (floats > size || !floats) {
         memory.reset();
         size = 0;
+        if (!floats) return nullptr;
         memory.reset(static_cast<float*>(std::aligned_alloc(64, up(floats * sizeof(float), 64))));
         if (!memory) throw std::bad_alloc();
         size = floats;
@@ -122,7 +125,7 @@ void attention(const Attention& a, long queries, long rows, Kind kind) {
             return attend<float, float>(a);
         case Kind::kBfloat16:
             return attend<bf16, bf16>(a);
-        case Kind::kHalfCache:
-            return attend<float, f16>(a);
+        case Kind::kI8Cache:
+            return attend<float, Cached8>(a);
     }
 }

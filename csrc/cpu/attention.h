@@ -6,10 +6,10 @@
 
 struct Attention {
     const void *q, *k, *v;                  // rows of heads * dim and kv_heads * dim
-    void* out;                              // (queries, heads, dim), contiguous
+    void* out;                              // (queries, heads, dim), contiguous; may be q
     const int32_t *cu_q, *k_start, *k_len;  // sequence s: queries cu_q[s]..cu_q[s + 1], keys k_start[s] + 0..k_len[s]
     long sequences, heads, kv_heads, dim;
-    long q_stride, k_stride, v_stride;  // elements from row to row
+    long q_stride, k_stride, v_stride;  // elements, or Cached8, from row to row
     bool causal;
     float scale;
     float* lse;   // (queries, heads) or null
@@ -46,4 +46,5 @@ struct AttentionBackward {
 void attention_backward(const AttentionBackward& a, long rows, bool is_bf16);
 
 // Memory of the calling thread, kept from call to call: fresh pages for every layer would cost as much as packing does.
+// 0 floats: give it back.
 float* attention_scratch(long floats);

@@ -8,11 +8,6 @@
 
 namespace {
 
-// Memory of the calling thread, kept from call to call.
-struct Scratch {
-    std::vector<float> norm, query, key, value, context, gate;
-};
-
 void gather(const float* from, float* to, const int64_t* rows, long count, long width) {
     for (long i = 0; i < count; ++i) std::copy_n(from + rows[i] * width, width, to + i * width);  // rows ascend
 }
@@ -26,10 +21,11 @@ void DecoderI8::run(const Batch& b, const std::vector<void*>& keys, const std::v
 }
 
 void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void* values, bool final) const {
-    static thread_local Scratch s;
+    BlockScratch& s = block_scratch();
     const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
     const long most = std::min(ROWS, b.rows);
-    const Kind kind = b.half_cache ? Kind::kHalfCache : Kind::kFloat;
+    const Kind kind = b.i8_cache ? Kind::kI8Cache : Kind::kFloat;
+    const long cached = b.i8_cache ? kv_heads * ((dim + Cached8::SIZE - 1) / Cached8::SIZE) : kv_width;  // of a row
     float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);
     float* key = room(s.key, most * kv_width);
@@ -50,15 +46,14 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
         gather(b.x, b.x, b.last, rows, width);
         for (long i = 0; i <= rows; ++i) single.push_back(i);
     }
-    float* context = room(s.context, rows * query_width);
-    attention({query, keys, values, context, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
-               heads, kv_heads, dim, query_width, kv_width, kv_width, true, b.scale, nullptr, b.prompt},
+    attention({query, keys, values, query, single.empty() ? b.cu_q : single.data(), b.k_start, b.k_len, b.sequences,
+               heads, kv_heads, dim, query_width, cached, cached, true, b.scale, nullptr, b.prompt},
               rows, b.cache_rows, kind);
-    float* gate = room(s.gate, most * w.gate.n);
+    float* gate = room(s.hidden, most * w.gate.n);
     for (long from = 0; from < rows; from += most) {
         const long n = std::min(most, rows - from);
         float* x = b.x + from * width;
-        RoundedFor(w.o, context + from * query_width, n).times({{w.o, x, x}});
+        RoundedFor(w.o, query + from * query_width, n).times({{w.o, x, x}});
         rms_norm(x, w.norm2, norm, n, width, eps, false);
         RoundedFor(w.gate, norm, n).times({{w.gate, gate}, {w.up, gate, nullptr, Activation::kSwiglu}});
         RoundedFor(w.down, gate, n).times({{w.down, x, x}});

@@ -21,9 +21,9 @@ class DecoderI8 {
         const int64_t* last;                    // (lasts): the last row of every sequence, the only ones wanted
         long rows, sequences, lasts, table_rows, cache_rows;
         float scale;
-        bool half_cache, prompt;  // prompt: attention may be narrow (attention.h)
+        bool i8_cache, prompt;  // prompt: attention may be narrow (attention.h)
     };
-    // caches: keys and values of every block, (cache_rows, kv_heads, dim), float32 or float16. Throws as rope_kv and
+    // caches: keys and values of every block, (cache_rows, kv_heads, dim), float32 or Cached8. Throws as rope_kv and
     // attention do.
     void run(const Batch& b, const std::vector<void*>& keys, const std::vector<void*>& values) const;
 

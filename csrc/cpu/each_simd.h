@@ -16,9 +16,6 @@ namespace {
 struct bf16 {
     uint16_t bits;
 };
-struct f16 {  // IEEE half precision
-    uint16_t bits;
-};
 
 namespace portable {
 #define SIMD_WIDTH 4
@@ -29,7 +26,7 @@ namespace portable {
 
 #if defined(__x86_64__)
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma")
 namespace avx2 {
 #define SIMD_WIDTH 8
 #include "vec.inc"
@@ -39,7 +36,7 @@ namespace avx2 {
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 namespace avx512 {
 #define SIMD_WIDTH 16
 #include "vec.inc"
@@ -50,7 +47,7 @@ namespace avx512 {
 
 #ifdef SIMD_BF16_TOO  // for products of bfloat16, which some CPUs with AVX-512 have
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")
 namespace avx512_bf16 {
 #define SIMD_WIDTH 16
 #define SIMD_BF16

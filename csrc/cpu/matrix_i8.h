@@ -56,3 +56,12 @@ inline float* room(std::vector<float>& v, long count) {
     if (long(v.size()) < count) v.resize(count);
     return v.data();
 }
+
+// What lies between the operations of a block: of the calling thread, for tower and decoder, which take turns.
+struct BlockScratch {
+    std::vector<float> norm, query, key, value, hidden;
+};
+inline BlockScratch& block_scratch() {
+    static thread_local BlockScratch scratch;
+    return scratch;
+}

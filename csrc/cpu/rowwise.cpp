@@ -8,6 +8,7 @@
 
 namespace {
 constexpr long SUMMED = 128;  // rows in one chain of the sum of a weight's gradient, whatever the threads
+constexpr long WIDEST_HEAD = 512;  // that is rounded to 8 bits
 }
 
 #define SIMD_FILE "cpu/rowwise.inc"
@@ -49,13 +50,15 @@ void rope_kv(const RopeKv& a, Kind kind) {
     for (long r = 0; r < a.rows; ++r)
         if (a.positions[r] < 0 || a.positions[r] >= a.table_rows || a.slots[r] < 0 || a.slots[r] >= a.cache_rows)
             throw std::out_of_range("rope_kv: a position is outside the tables or a slot outside the cache");
+    if (a.dim > WIDEST_HEAD && kind == Kind::kI8Cache)
+        throw std::invalid_argument("rope_kv: heads of more than 512 do not go to a cache of 8 bits");
     switch (kind) {
         case Kind::kFloat:
             return SIMD_PICK(rope_kv<float, float>)(a);
         case Kind::kBfloat16:
             return SIMD_PICK(rope_kv<bf16, bf16>)(a);
-        case Kind::kHalfCache:
-            return SIMD_PICK(rope_kv<float, f16>)(a);
+        case Kind::kI8Cache:
+            return SIMD_PICK(rope_kv<float, Cached8>)(a);
     }
 }
 

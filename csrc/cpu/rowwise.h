@@ -23,7 +23,7 @@ struct RopeKv {
     void *q, *k, *v;                   // rows at the strides below; q is rotated in place, k and v are read
     const void *cos, *sin;             // (positions, dim / 2)
     const int64_t *positions, *slots;  // (rows): row of the tables, and row of the caches
-    void *k_cache, *v_cache;           // (cache rows, kv_heads, dim), contiguous
+    void *k_cache, *v_cache;           // (cache rows, kv_heads, dim), or as many Cached8 as hold dim, contiguous
     long rows, heads, kv_heads, dim, table_rows, cache_rows;
     long q_stride, k_stride, v_stride;
 };

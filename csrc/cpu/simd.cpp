@@ -20,7 +20,7 @@ bool has(int wanted) {
                __builtin_cpu_supports("avx512vnni");
     }
     if (wanted == 1)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
     return wanted == 0;
 }

@@ -21,6 +21,8 @@ from minilava_kernels.norm import rms_norm
 from minilava_kernels.rope_kv import rope, rope_kv
 from minilava_kernels.swiglu import swiglu
 
+MIN_POSITIONS = 1024  # that rotary tables are made for
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -121,7 +123,7 @@ class Qwen(nn.Module):
     ) -> Tensor:
         """x: embeddings (T, D); positions: int64 (T,). Returns the normed hidden rows, (T, D), or (S, D) for ``last``.
         ``last`` must hold the last row of every sequence of the segments."""
-        cos, sin = self.rotary_tables(x)
+        cos, sin = self.rotary_tables(x, segments.max_k)
         if cache is not None and (native := self._native(x)) is not None:
             s = segments
             x = native(x, cos, sin, positions, s.slots, s.cu, s.starts, s.lengths, cache, last, s.prompt)
@@ -159,22 +161,25 @@ class Qwen(nn.Module):
 
     @property
     def cache_dtype(self) -> torch.dtype:
-        """Of keys and values: half precision beside quantised weights, whose errors are larger; else as computed."""
+        """Of keys and values: 8 bits (cached8) beside quantised weights, whose errors are larger; else as computed."""
         quantised = len(self.blocks) and isinstance(self.blocks[0].q, QuantizedLinear)
-        return torch.float16 if quantised else self.norm.weight.dtype
+        return torch.int8 if quantised else self.norm.weight.dtype
 
     @property
     def output_weight(self) -> Tensor:
         """(V, D)."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def rotary_tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of position * theta^(-2j / K), each (positions, K / 2): angles in float32, cast to x's dtype."""
-        tables = self._tables
-        if tables is None or tables[0].device != like.device or tables[0].dtype != like.dtype:
+    def rotary_tables(self, like: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of position * theta^(-2j / K), each (positions or more, K / 2): angles in float32, cast to the
+        dtype of ``like``. On a GPU they are made once for all positions, where captured graphs may go on reading."""
+        tables, most = self._tables, self.config.max_positions
+        fit = tables is not None and tables[0].device == like.device and tables[0].dtype == like.dtype
+        if not fit or len(tables[0]) < min(positions, most):
             k = self.config.head_dim
+            count = most if like.is_cuda else min(most, max(MIN_POSITIONS, 1 << (positions - 1).bit_length()))
             exponent = torch.arange(0, k, 2, dtype=torch.float32, device=like.device) / k
             frequency = 1.0 / self.config.rope_theta**exponent
-            angle = torch.arange(self.config.max_positions, device=like.device).float()[:, None] * frequency
+            angle = torch.arange(count, device=like.device).float()[:, None] * frequency
             self._tables = tables = (angle.cos().to(like.dtype), angle.sin().to(like.dtype))
         return tables

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from minilava.config import TextConfig
 from minilava.model.qwen import Segments
+from minilava_kernels.cached8 import row_bytes
 
 
 class KVCache:
-    """keys and values of all layers for S sequences: per layer (R, G, K) each, R = the sum of the capacities, or more
-    in ``layers`` that are lent to it."""
+    """keys and values of all layers for S sequences: per layer (R, G, K) each, or with int8 what cached8 makes of them,
+    R = the sum of the capacities, or more in ``layers`` that are lent to it."""
 
     def __init__(
         self,
@@ -24,7 +25,8 @@ class KVCache:
         device: torch.device,
         layers: list[tuple[Tensor, Tensor]] | None = None,
     ):
-        shape = (sum(capacities), config.kv_heads, config.head_dim)
+        head = row_bytes(config.head_dim) if dtype == torch.int8 else config.head_dim
+        shape = (sum(capacities), config.kv_heads, head)
         self.layers = layers or [
             (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
             for _ in range(config.layers)

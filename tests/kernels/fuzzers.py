@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from minilava_kernels import preprocess
+from minilava_kernels import cached8, preprocess
 from minilava_kernels.attention import attention
 from minilava_kernels.decoder_i8 import Decoder
-from minilava_kernels.encoder_i8 import EncoderBlock
+from minilava_kernels.encoder_i8 import EncoderBlock, free_scratch
 from minilava_kernels.linear import linear
 from minilava_kernels.linear_i8 import Panels, linear_i8, pack, unpack
 from minilava_kernels.norm import layer_norm, rms_norm
@@ -108,13 +108,14 @@ def fuzz_decoder(case):
     heads, rows, table = kv * case.randint(1, 3), case.size(case.choice((90, 90, 90, 600))), case.size(50)
     q, k = heads * dim, kv * dim
     shapes = [(q, width), (k, width), (k, width), (width, q), (hidden, width), (hidden, width), (width, hidden)]
-    blocks, cache, half = [], [], case.choice((torch.float32, torch.float16))
+    blocks, cache, eight = [], [], case.random() < 0.5
     for _ in range(case.randint(1, 2)):
         read, up = ((case.choice((8, 4)), case.choice((None, 32, 96))) for _ in range(2))
         forms = zip(shapes, [read] * 4 + [up] * 3, strict=True)
         matrices = [(panels(case, n, k, *form), case.maybe(n)) for (n, k), form in forms]
         blocks.append((case.floats(width), case.floats(width), matrices))
-        cache.append(tuple(case.floats(rows, kv, dim, dtype=half) for _ in "kv"))
+        pair = (case.floats(rows, kv, dim) for _ in "kv")
+        cache.append(tuple(case.same(cached8.pack(x)) if eight else x for x in pair))
     cu = [min(c, rows) for c in case.segments(case.randint(1, 4), rows)]
     prompt, wanted = case.random() < 0.5, case.random() < 0.5 and all(a < b for a, b in itertools.pairwise(cu))
     starts = [case.randint(0, rows) for _ in cu[1:]]
@@ -141,7 +142,7 @@ def fuzz_decoder(case):
     case.spoil(rebuilt, *blocks[0][:2], *(b for _, b in blocks[0][2]))
 
 
-@fuzzes("EncoderBlockI8.run")
+@fuzzes("EncoderBlockI8.run", "free_scratch")
 def fuzz_encoder(case):
     heads, dim, inner = case.randint(1, 3), case.size(40), case.size(150)
     patches, views = case.choice(((case.size(80), case.size(9, 0)), (case.size(600), 1)))
@@ -157,6 +158,8 @@ def fuzz_encoder(case):
         return EncoderBlock(rest[:4], with_biases, heads, 1e-6)(x, patches)
 
     case.sound(run(*arguments))
+    if case.random() < 0.5:
+        free_scratch()
     case.spoil(run, *arguments)
 
 
@@ -168,13 +171,14 @@ def heads_of(case):
 @fuzzes("attention")
 def fuzz_attention(case):
     (h, g, d), dtype, causal = heads_of(case), case.dtype(), case.random() < 0.5
-    cached = case.choice((dtype, torch.float16)) if dtype == torch.float32 else dtype
+    eight = dtype == torch.float32 and case.random() < 0.5
     queries, keys = case.choice(((200, 700), (6, 3000)))  # the longer fill more than one round of packed keys
     cu, rows = case.segments(case.randint(0, 4), queries), case.size(keys, 0)
     starts = [case.randint(0, rows) for _ in cu[1:]]
     lengths = [case.choice((rows - s, case.randint(0, rows - s))) for s in starts]
+    pair = (case.rows(rows, g, d, dtype=dtype) for _ in "kv")
     arguments = (
-        case.rows(cu[-1], h, d, dtype=dtype), case.rows(rows, g, d, dtype=cached), case.rows(rows, g, d, dtype=cached),
+        case.rows(cu[-1], h, d, dtype=dtype), *(case.same(cached8.pack(x)) if eight else x for x in pair),
         *(case.ints(v, INT32) for v in (cu, starts, lengths)),
     )  # fmt: skip
 
@@ -241,11 +245,12 @@ def fuzz_rope(case):
 def fuzz_rope_kv(case):
     h, g, d, t, table = case.randint(1, 5), case.randint(1, 3), 2 * case.size(70), case.size(60, 0), case.size(50)
     rows, run, (dtype, of_cache) = t + case.size(40, 0), partial(rope_kv, impl="native"), case.choice(list(_KINDS))
+    caches = (case.floats(rows, g, d) for _ in "kv")
     arguments = (
         *(case.rows(t, n * d, dtype=dtype) for n in (h, g, g)),
         *(case.floats(table, d // 2, dtype=dtype) for _ in range(2)),
         case.ints(case.choices(range(table), k=t)),
-        *(case.floats(rows, g, d, dtype=of_cache) for _ in range(2)),
+        *(case.same(cached8.pack(x)) if of_cache == torch.int8 else x.to(of_cache) for x in caches),
         case.ints(case.sample(range(rows), t)),
     )  # fmt: skip
     run(*arguments)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minilava_kernels import cached8
 from minilava_kernels.attention import attention, attention_reference
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within, with_threads
@@ -62,27 +63,32 @@ def test_bfloat16(simd, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_float16_cache_is_that_cache_in_float32(simd, case):
-    """To the bit: its values are exact in float32, and everything else is the same."""
+def test_a_cache_of_8_bits_is_that_cache_in_float32(simd, case):
+    """To the bit: a value is one product in float32, and everything else is the same."""
     q, k, v, *rest = make(*case)
-    k, v = k.half(), v.half()
-    k[0, 0, :3], v[-1, -1, :2] = torch.tensor([6e-8, -5.9e-5, 65504.0]), torch.tensor([-0.0, 3e-5])
-    assert torch.equal(attention(q, k, v, *rest, True), attention(q, k.float(), v.float(), *rest, True))
+    k[0, 0, :3], v[-1, -1, :2] = torch.tensor([6e-8, -5.9e-30, 65504.0]), torch.tensor([-0.0, 3e-35])
+    dim, k, v = q.shape[-1], cached8.pack(k), cached8.pack(v)
+    wide = [cached8.unpack(x, dim) for x in (k, v)]
+    assert torch.equal(attention(q, k, v, *rest, True), attention(q, *wide, *rest, True))
     torch.testing.assert_close(
-        attention(q, k, v, *rest, True, impl="reference"), attention_reference(q, k.float(), v.float(), *rest, True)
+        attention(q, k, v, *rest, True, impl="reference"), attention_reference(q, *wide, *rest, True)
     )
-    with pytest.raises(ValueError):
-        attention(q, k, v.float(), *rest, True, impl="native")
+    for wrong in ((k, wide[1]), (k[..., 1:], v[..., 1:]), (wide[0].half(), wide[1].half())):
+        with pytest.raises(ValueError):
+            attention(q, *wrong, *rest, True, impl="native")
+    rows = torch.cat([k, k[..., :1]], -1)[..., :-1]  # not whole groups from row to row
+    assert torch.equal(attention(q, rows, v, *rest, True), attention(q, k, v, *rest, True))
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("cache", [torch.float32, torch.float16])
-def test_narrow(simd, case, causal, cache):
+@pytest.mark.parametrize("eight", [False, True])
+def test_narrow(simd, case, causal, eight):
     """No further from float64 than bfloat16 is; and nothing changes where a CPU has no such products."""
     q, k, v, *rest = make(*case)
-    k, v = k.to(cache), v.to(cache)
-    narrow, plain = (attention(q, k, v, *rest, causal, impl="native", narrow=n) for n in (True, False))
+    cache = (cached8.pack(k), cached8.pack(v)) if eight else (k, v)
+    k, v = (cached8.unpack(x, q.shape[-1]) for x in cache) if eight else cache
+    narrow, plain = (attention(q, *cache, *rest, causal, impl="native", narrow=n) for n in (True, False))
     exact = attention_reference(q.double(), k.double(), v.double(), *rest, causal)
     assert_within(narrow, attention_reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), *rest, causal).float(), exact)
     assert torch.equal(narrow, plain) == (simd != "avx512_bf16")

@@ -7,7 +7,7 @@ from minilava.config import VisionConfig
 from minilava.model.linear import quantized
 from minilava.model.siglip import Block, SigLIP
 from minilava_kernels.attention import attention
-from minilava_kernels.encoder_i8 import EncoderBlock
+from minilava_kernels.encoder_i8 import EncoderBlock, free_scratch
 from minilava_kernels.linear_i8 import pack
 from minilava_kernels.norm import layer_norm
 from tests.numerics import with_threads
@@ -73,6 +73,16 @@ def test_a_view_has_the_same_bits_among_others_and_on_any_threads(simd):
     whole = with_threads(1, lambda: model(x))
     assert torch.equal(with_threads(3, lambda: model(x)), whole)
     assert torch.equal(model(x[7:8]), whole[7:8])
+
+
+def test_scratch_memory_comes_back():
+    """Also attention's, and of a thread that had none."""
+    model, x = make(8), torch.randn(2 * SMALL.patches, SMALL.width)
+    free_scratch()
+    expected = model.blocks[0](x.clone(), None, None, None, SMALL.patches)
+    for _ in range(2):
+        free_scratch()
+    assert torch.equal(model.blocks[0](x.clone(), None, None, None, SMALL.patches), expected)
 
 
 def test_what_does_not_fit_is_refused():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minilava_kernels.cached8 import pack, row_bytes, unpack
 from minilava_kernels.rope_kv import rope, rope_kv
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within, with_threads
@@ -35,21 +36,22 @@ def test_native(simd, t, h, g, d, dtype):
     assert torch.equal(native[2], plain[2])
 
 
-@pytest.mark.parametrize(("t", "g", "d"), [(1, 2, 64), (7, 2, 80), (300, 1, 72), (3, 1, 2)])
-def test_a_float16_cache_holds_the_nearest_halves(simd, t, g, d):
-    """All magnitudes: what rounds to zero, subnormal, to the largest half and to infinity, ties and NaN."""
+@pytest.mark.parametrize(("t", "g", "d"), [(1, 2, 64), (7, 2, 80), (300, 1, 72), (3, 1, 2), (2, 1, 512)])
+def test_a_cache_of_8_bits_holds_what_pack_makes(simd, t, g, d):
+    """All magnitudes: what rounds to zero, ties, the largest float, infinity and NaN."""
     q, k, v, cos, sin, positions, cache, slots = make(t, 2, g, d)
-    scale = torch.logspace(-9, 5.5, v.shape[1])
-    v = (v * scale).half().float() * (1 + 2**-11 * torch.randint(-1, 2, v.shape))  # ties as well
-    v[-1, :2] = torch.tensor([float("nan"), 65520.0])
-    single, half = cache.clone(), cache.half()
+    v = v * torch.logspace(-40, 38, v.shape[1]) if t != 7 else (v * 127).round() / 2
+    v[-1, 0], v[t // 2, -1] = float("nan"), float("inf")
+    single, (keys, values) = cache.clone(), (torch.zeros(t + 5, g, row_bytes(d), dtype=torch.int8) for _ in "kv")
     rope_kv(q.clone(), k, v, cos, sin, positions, single, cache.clone(), slots)
-    values = half.clone()
-    rope_kv(q.clone(), k, v, cos, sin, positions, half, values, slots)
-    assert torch.equal(half, single.half())
+    rope_kv(q.clone(), k, v, cos, sin, positions, keys, values, slots)
+    assert torch.equal(keys, pack(single))
     want = torch.zeros_like(values)
-    want[slots] = v.reshape(t, g, d).half()
-    torch.testing.assert_close(values, want, rtol=0, atol=0, equal_nan=True)
+    want[slots] = pack(v.reshape(t, g, d))
+    torch.testing.assert_close(unpack(values, d), unpack(want, d), rtol=0, atol=0, equal_nan=True)
+    plain = torch.zeros_like(keys), torch.zeros_like(values)
+    rope_kv(q.clone(), k, v, cos, sin, positions, *plain, slots, impl="reference")
+    assert torch.equal(plain[1], want)
 
 
 def test_rotates_a_strided_q_in_place():
