@@ -86,7 +86,7 @@ def pack(samples: Sequence[Sample], patches_per_view: int, share: int = 1) -> Pa
         positions=cat(positions),
         cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         lengths=tuple(lengths),
-        patches=torch.cat(patches) if patches else None,
+        patches=None if not patches else patches[0] if len(patches) == 1 else torch.cat(patches),
         splice_rows=cat(rows),
         splice_source=cat(source),
         mix_taps=cat(mix_taps),

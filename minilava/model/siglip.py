@@ -6,8 +6,6 @@ The feature is the residual stream after the last block: the checkpoints' post_l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +69,6 @@ class SigLIP(nn.Module):
         self.position = nn.Parameter(torch.empty(config.patches, d))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.recompute = "none"  # see model.recompute
-        self.after_block: Callable[[Block], None] | None = None  # told of every block that is done
 
     def forward(self, patches: Tensor) -> Tensor:
         """patches: (V, P, C) in the dtype to compute in, C in the patch convolution's (channel, row, column) order.
@@ -85,6 +82,4 @@ class SigLIP(nn.Module):
         for block in self.blocks:
             args = (x, cu, starts, lengths, count)
             x = run_block(block, self.recompute, *args)
-            if self.after_block is not None:
-                self.after_block(block)
         return x.view(views, count, -1)

@@ -45,7 +45,8 @@ class Pictures:
             made = encode(patches if whole else patches[list(new.values())])
             for key, view in zip(new, made, strict=True):
                 found[key] = view
-                self._keep(key, view)
+                # A slice would keep all of its batch in memory.
+                self._keep(key, view if len(made) == 1 else view.clone())
                 if self.folder is not None:
                     self.store().write(key, view)
             if whole:
@@ -81,7 +82,7 @@ class Pictures:
         with self.lock:
             if key in self.views or view.nbytes > self.limit:
                 return
-            self.views[key] = view.clone()  # a slice would keep all of its batch in memory
+            self.views[key] = view
             self.nbytes += view.nbytes
             while self.nbytes > self.limit:
                 self.nbytes -= self.views.popitem(last=False)[1].nbytes

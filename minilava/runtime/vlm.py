@@ -22,7 +22,7 @@ from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 from minilava.inputs.messages import load_media, load_message
 from minilava.inputs.pack import check_length, pack
 from minilava.inputs.sample import Recipe, Sample, add_patches, build_sample, place_media
-from minilava.model.linear import Quantized, quantized
+from minilava.model.linear import quantized
 from minilava.model.llava import LLaVA
 from minilava.quantize import POLICIES, Quantization, load_quantized, quantize, read_quantization
 from minilava.runtime.engine import Clock, Engine
@@ -31,6 +31,7 @@ from minilava.runtime.prompts import Prompts
 from minilava.runtime.sampling import Sampling
 from minilava.runtime.text import TextStream
 from minilava.tokenizer import Tokenizer
+from minilava_kernels.encoder_i8 import free_scratch
 
 CACHE_BYTES = 1 << 30
 TINY = Path(__file__).parents[1] / "assets" / "tiny"  # the embedded checkpoint, made by recipes/tiny
@@ -121,9 +122,9 @@ def load(
             model = LLaVA(checkpoint.config)
         model.load_state_dict(load_tensors(checkpoint, pick_dtype(dtype, target), target), assign=True)
     tokenizer = Tokenizer.load(path)
-    trim()  # reading Qwen's 11 MB of tokenizer leaves 56 MB behind
     model.eval().requires_grad_(False)
     vlm = VLM(model, tokenizer, str(path), stored.name if stored else quant or "none", cache_bytes, cache_dir)
+    trim()  # reading Qwen's 11 MB of tokenizer leaves 80 MB behind
     vlm.load_s = time.perf_counter() - began
     return vlm
 
@@ -142,15 +143,20 @@ def _quantized(path: str | Path, stored: Quantization | None, quant: str | None,
         model = quantized(LLaVA(config), stored.modules(config))
     model.load_state_dict(tensors, assign=True)
     if mapped and lean:
-        model.vision.after_block = _let_go
+        for module in (*model.vision.blocks, model.vision, model.projector):
+            module.register_forward_hook(_let_go)
+        model.projector.register_forward_hook(_tidy)
     return model
 
 
-def _let_go(block: nn.Module) -> None:
+def _let_go(module: nn.Module, *_: object) -> None:
     """Of the tower's mapped weights, idle while words are read and written, one block is resident at a time."""
-    for module in block.modules():
-        if isinstance(module, Quantized):
-            drop_pages(module.values, module.scales)
+    drop_pages(*module.parameters(), *module.buffers())
+
+
+def _tidy(*_: object) -> None:
+    free_scratch()
+    trim()
 
 
 class VLM:
