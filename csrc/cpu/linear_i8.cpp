@@ -59,17 +59,18 @@ void linear_i8(const LinearI8* all, long count) {
 void dequantize_rows(const uint8_t* weight, const uint16_t* scales, const int64_t* ids, float* y, long m, long width,
                      long k, long group, int bits) {
     const long groups = k / group;
+#pragma omp parallel for if (m * width > 1 << 15)
     for (long i = 0; i < m; ++i) {
         const long panel = ids[i] / PANEL, lane = ids[i] % PANEL;
-        const uint8_t* w = weight + panel * (k * PANEL * bits / 8);
-        for (long j = 0; j < width; ++j) {
-            const long quad = bits == 8 ? j / 4 : j / 8;
-            const uint8_t byte = w[(quad * PANEL + lane) * 4 + j % 4];
-            const int value = bits == 8 ? byte - 128 : (j % 8 < 4 ? byte & 15 : byte >> 4) - 8;
-            const uint32_t bits_of_scale = uint32_t(scales[(panel * groups + j / group) * PANEL + lane]) << 16;
+        const uint8_t* w = weight + panel * (k * PANEL * bits / 8) + lane * 4;
+        for (long g = 0; g * group < width; ++g) {
+            const uint32_t bits_of_scale = uint32_t(scales[(panel * groups + g) * PANEL + lane]) << 16;
             float scale;
             memcpy(&scale, &bits_of_scale, 4);
-            y[i * width + j] = value * scale;
+            for (long j = g * group; j < std::min((g + 1) * group, width); ++j) {
+                const uint8_t byte = w[(bits == 8 ? j / 4 : j / 8) * PANEL * 4 + j % 4];
+                y[i * width + j] = (bits == 8 ? byte - 128 : (j % 8 < 4 ? byte & 15 : byte >> 4) - 8) * scale;
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ def add_suite(p: argparse.ArgumentParser) -> None:
     p.add_argument("--frames", type=int, metavar="N", help="of each video; default: the checkpoint's own, or 16")
     p.add_argument("--pool", choices=POOLS, help="a quarter of a video's tokens; default: the checkpoint's")
     p.add_argument("--repetition-penalty", type=float, metavar="R", help="default: the checkpoint's own")
-    p.add_argument("--batch-tokens", type=int, metavar="N", help="of a batch, answers included (8192; GPU: 32768)")
+    p.add_argument("--batch-tokens", type=int, metavar="N", help="of a batch, answers included (4096; GPU: 32768)")
     p.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint that grades open answers about videos")
     p.add_argument("--judge-model", metavar="NAME", help="what to ask it for")
     p.add_argument(

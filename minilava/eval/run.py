@@ -31,7 +31,7 @@ from minilava.runtime.vlm import VLM, Reply, Request
 SAMPLES, SETTINGS = "samples.jsonl", "run.json"
 # Of a batch: prompts with their pictures, and room for the answers. 32k are 16 GB of cache at 7B; more than a CPU's
 # caches hold makes it slower.
-BATCH_TOKENS = {"cpu": 8192, "cuda": 32_768}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 GREY = (128, 128, 128)
 
 
