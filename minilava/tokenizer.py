@@ -27,12 +27,15 @@ PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+SHORT, MOST = 64, 256  # characters of a text whose ids are kept, and how many such texts
+
 
 class Tokenizer:
     """A ``tokenizers.Tokenizer`` with the few operations that this project needs."""
 
     def __init__(self, raw: tokenizers.Tokenizer):
         self.raw = raw
+        self._seen: dict[str, list[int]] = {}  # what recurs in every prompt, an opening of a turn, is looked up
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
@@ -52,7 +55,11 @@ class Tokenizer:
         """Ids of ``text``, nothing added. ``specials`` False reads <|im_start|> and its like as plain characters,
         so that text from a stranger cannot open a turn; the published code reads them as tokens."""
         if specials:
-            return self.raw.encode(text, add_special_tokens=False).ids
+            if (ids := self._seen.get(text)) is None:
+                ids = self.raw.encode(text, add_special_tokens=False).ids
+                if len(text) <= SHORT and len(self._seen) < MOST:
+                    self._seen[text] = ids
+            return list(ids)
         normal = self.raw.normalizer.normalize_str(text) if self.raw.normalizer else text
         words = self.raw.pre_tokenizer.pre_tokenize_str(normal)
         return [token.id for word, _ in words for token in self.raw.model.tokenize(word)]

@@ -134,6 +134,17 @@ def test_bytes_round_trip(text):
         assert BYTES.encode(text) == ids
 
 
+def test_a_text_seen_before_has_its_ids():
+    """Whatever became of the list that was given out for it, short or long, and however many there were."""
+    tok = Tokenizer(byte_tokenizer())
+    texts = [f"{n}<|im_start|>" + n % 3 * 40 * "x" for n in range(400)]
+    first = [tok.encode(t) for t in texts]
+    for ids in first:
+        ids.append(7)
+    again = [tok.encode(t) for t in texts]
+    assert again == [tok.raw.encode(t, add_special_tokens=False).ids for t in texts]
+
+
 def test_byte_tokenizer_ids():
     assert (BYTES.end_of_text, BYTES.im_start, BYTES.im_end, BYTES.size) == (256, 257, 258, 259)
     tok = Tokenizer(byte_tokenizer(image=True))
