@@ -144,7 +144,7 @@ class Engine:
         """Leave the cache of a batch of one sample to the next: it holds the prompt and all tokens but the last."""
         if self.prompts is not None and len(samplers) == 1:
             tokens = samplers[0].generated[: cache.lengths[0] - len(rows)]
-            self.prompts.keep(torch.cat([rows, self._embed(tokens)]), cache)
+            self.prompts.keep([rows, self._embed(tokens)], cache)
 
     def _embed(self, tokens: list[int]) -> Tensor:
         return self.model.text.embed(torch.tensor(tokens, dtype=torch.int64, device=self.device))

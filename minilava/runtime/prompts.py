@@ -19,12 +19,12 @@ SPARE = 512  # cache rows are taken in multiples of this, so that a few more tur
 
 
 class Prompts:
-    """KV caches of one sequence each, with the embedded rows (T, D) that they hold: up to ``limit`` bytes, those used
-    last. Any number of threads may use it at once; a cache is lent to one of them at a time."""
+    """KV caches of one sequence each, with the embedded rows that they hold, in pieces (n, D): up to ``limit`` bytes,
+    those used last. Any number of threads may use it at once; a cache is lent to one of them at a time."""
 
     def __init__(self, limit: int):
         self.limit = limit
-        self.kept: list[tuple[Tensor, KVCache]] = []  # the one used last at the end
+        self.kept: list[tuple[list[Tensor], KVCache]] = []  # the one used last at the end
         self.lock = threading.Lock()
 
     def take(self, rows: Tensor, capacity: int, make: Callable[[int], KVCache]) -> KVCache:
@@ -39,7 +39,7 @@ class Prompts:
                 self._shrink(self.limit - cache.nbytes)
                 return cache
             known, old = self.kept[best]
-            if 2 * count >= len(known):  # a continuation takes the cache over
+            if 2 * count >= sum(map(len, known)):  # a continuation takes the cache over
                 del self.kept[best]
                 if old.capacities[0] >= capacity:
                     old.lengths[0] = count
@@ -49,11 +49,11 @@ class Prompts:
             cache.begin_like(old, count)
             return cache
 
-    def keep(self, rows: Tensor, cache: KVCache) -> None:
+    def keep(self, rows: list[Tensor], cache: KVCache) -> None:
         """Take a cache (back), filled with the keys and values of these rows."""
         with self.lock:
-            if cache.nbytes + rows.nbytes <= self.limit:
-                self._shrink(self.limit - cache.nbytes - rows.nbytes)
+            if (size := _nbytes(rows, cache)) <= self.limit:
+                self._shrink(self.limit - size)
                 self.kept.append((rows, cache))
 
     def forget(self) -> None:
@@ -62,14 +62,24 @@ class Prompts:
             self.kept.clear()
 
     def _shrink(self, limit: int) -> None:
-        while self.kept and sum(cache.nbytes + rows.nbytes for rows, cache in self.kept) > limit:
+        while self.kept and sum(_nbytes(rows, cache) for rows, cache in self.kept) > limit:
             del self.kept[0]
 
 
-def _common(a: Tensor, b: Tensor) -> int:
+def _nbytes(rows: list[Tensor], cache: KVCache) -> int:
+    return cache.nbytes + sum(piece.nbytes for piece in rows)
+
+
+def _common(known: list[Tensor], rows: Tensor) -> int:
     """How many first rows are the same."""
-    n = min(len(a), len(b))
-    return int((a[:n] == b[:n]).all(1).long().cumprod(0).sum())
+    count = 0
+    for piece in known:
+        n = min(len(piece), len(rows) - count)
+        same = int((piece[:n] == rows[count : count + n]).all(1).long().cumprod(0).sum())
+        count += same
+        if same < len(piece):
+            break
+    return count
 
 
 def _rounded(capacity: int) -> int:

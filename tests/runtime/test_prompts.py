@@ -98,7 +98,7 @@ def test_an_abandoned_reply_is_kept_and_a_failed_one_is_not(fresh, monkeypatch):
     next(iter(stream)), next(iter(stream))
     stream.pieces.close()
     (rows, cache), *_ = vlm.engine.prompts.kept
-    assert len(rows) == cache.lengths[0]
+    assert sum(map(len, rows)) == cache.lengths[0]
     assert vlm.generate("Tell me", **ASK).token_ids == plain.generate("Tell me", **ASK).token_ids
 
     real, left = vlm.model.text.forward, [3]
@@ -144,19 +144,19 @@ def test_memory_is_bounded_and_the_oldest_go(fresh):
     each = make(SPARE).nbytes + a.nbytes
     prompts = Prompts(2 * each)
     for rows in (a, b, a, c):  # so b goes
-        prompts.keep(rows, read(prompts, rows, 120)[0])
-        assert sum(k.nbytes + r.nbytes for r, k in prompts.kept) <= prompts.limit
-    assert [r is a or r is c for r, _ in prompts.kept] == [True, True]
+        prompts.keep([rows], read(prompts, rows, 120)[0])
+        assert sum(k.nbytes + r.nbytes for (r,), k in prompts.kept) <= prompts.limit
+    assert [r is a or r is c for (r,), _ in prompts.kept] == [True, True]
 
     longer = torch.cat([a, b])
     cache, known = read(prompts, longer, SPARE + 1)  # has to move
     assert known == 100 and cache.capacities == [2 * SPARE] and len(prompts.kept) == 0
     for number, (k, v) in enumerate(cache.layers):
         assert torch.equal(k[:200, 0, 0], longer[:, 0] + number) and torch.equal(v[:200, 1, 3], -longer[:, 0])
-    prompts.keep(longer, cache)
+    prompts.keep([*longer.split([60, 0, 140])], cache)  # in pieces it is as long
     cache, known = read(prompts, longer[:150], 160)  # cut back in place
     assert known == 149 and cache.capacities == [2 * SPARE]
-    prompts.keep(torch.randn(9, config.width), make(3 * SPARE))  # more than the limit
+    prompts.keep([torch.randn(9, config.width)], make(3 * SPARE))  # more than the limit
     assert prompts.kept == []
 
 
