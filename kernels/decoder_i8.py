@@ -50,6 +50,10 @@ class Decoder:
             self.held.append((norm1, norm2, matrices))
             self.native.add(norm1.data_ptr(), norm2.data_ptr(), [address(*m) for m in matrices])
 
+    def __reduce__(self) -> tuple:
+        """A copy, or what is loaded again, would hold addresses of other tensors: None, and its owner makes another."""
+        return type(None), ()
+
     def __call__(
         self,
         x: Tensor,

@@ -52,6 +52,10 @@ class EncoderBlock:
         addresses = [t.data_ptr() for t in norms], [address(*m) for m in matrices]
         self.native = _C.EncoderBlockI8(*addresses, heads, eps, (d // heads) ** -0.5)
 
+    def __reduce__(self) -> tuple:
+        """A copy, or what is loaded again, would hold addresses of other tensors: None, and its owner makes another."""
+        return type(None), ()
+
     def __call__(self, x: Tensor, patches: int) -> Tensor:
         """x float32 (V * P, D), contiguous, is overwritten by what the block gives, and returned."""
         if x.dtype != float32 or x.ndim != 2 or x.shape[1] != self.width or not x.is_contiguous():

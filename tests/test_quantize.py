@@ -1,5 +1,6 @@
 """Quantised checkpoints and what runs from them."""
 
+import copy
 import dataclasses
 import json
 import mmap
@@ -71,6 +72,22 @@ def test_loading_imports_no_compiler(stored):
     _, path = stored
     code = f"import sys, minilava; minilava.load({str(path)!r}); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_copy_of_a_used_model_has_weights_of_its_own(stored, tmp_path):
+    """Also one that was saved whole: the native blocks, which hold addresses, are made again."""
+    _, path = stored
+    vlm = minilava.load(path)
+    first = answers(vlm, ("What is it?",))
+    torch.save(vlm.model, tmp_path / "model.pt")
+    original = vlm.model
+    for made in (copy.deepcopy(original), torch.load(tmp_path / "model.pt", weights_only=False)):
+        pointers = [{t.data_ptr() for t in (*m.parameters(), *m.buffers())} for m in (made, original)]
+        assert not pointers[0] & pointers[1]
+        vlm.engine.model = vlm.model = made
+        vlm.forget()
+        assert answers(vlm, ("What is it?",)) == first
+        assert made.text._decoder not in (None, original.text._decoder)
 
 
 def test_close_to_the_float_model(stored):
@@ -171,6 +188,23 @@ def test_weights_of_the_tower_are_let_go_and_come_back(stored):
     assert resident(v for b in blocks for v in b) < 0.4
     assert resident(m.values for m in vlm.model.text.modules() if isinstance(m, Quantized)) > 0.6
     assert vlm.generate("<image>\nWhat is it?", [picture], max_new_tokens=4).token_ids == first
+
+
+def test_letting_go_spares_weights_that_are_not_mapped(stored):
+    """Those of a copy, and others in their place, are memory with nothing behind it."""
+    picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def answer(vlm):
+        return vlm.generate("Describe it.", images=[picture], max_new_tokens=20).token_ids
+
+    vlm = minilava.load(stored[1], lean=True, cache_bytes=0)
+    first = answer(vlm)
+    vlm.engine.model = vlm.model = copy.deepcopy(vlm.model)
+    assert answer(vlm) == first == answer(vlm)
+    vlm = minilava.load(stored[1], lean=True, cache_bytes=0)
+    state = {name: t.clone() for name, t in vlm.model.state_dict().items()}
+    vlm.model.load_state_dict(state, assign=True)
+    assert answer(vlm) == first == answer(vlm)
 
 
 def resident(tensors) -> float:

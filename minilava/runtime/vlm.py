@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from minilava.checkpoint import load_tensors, open_checkpoint
-from minilava.checkpoint.shard import drop_pages, trim
+from minilava.checkpoint.shard import trim
 from minilava.config import ModelConfig
 from minilava.device import check_simd, pick_device, pick_dtype
 from minilava.errors import UserError
@@ -26,12 +25,12 @@ from minilava.model.linear import quantized
 from minilava.model.llava import LLaVA
 from minilava.quantize import POLICIES, Quantization, load_quantized, quantize, read_quantization
 from minilava.runtime.engine import Clock, Engine
+from minilava.runtime.lean import let_go_of_pictures
 from minilava.runtime.pictures import Pictures
 from minilava.runtime.prompts import Prompts
 from minilava.runtime.sampling import Sampling
 from minilava.runtime.text import TextStream
 from minilava.tokenizer import Tokenizer
-from minilava_kernels.encoder_i8 import free_scratch
 
 CACHE_BYTES = 1 << 30
 TINY = Path(__file__).parents[1] / "assets" / "tiny"  # the embedded checkpoint, made by recipes/tiny
@@ -143,20 +142,8 @@ def _quantized(path: str | Path, stored: Quantization | None, quant: str | None,
         model = quantized(LLaVA(config), stored.modules(config))
     model.load_state_dict(tensors, assign=True)
     if mapped and lean:
-        for module in (*model.vision.blocks, model.vision, model.projector):
-            module.register_forward_hook(_let_go)
-        model.projector.register_forward_hook(_tidy)
+        let_go_of_pictures(model)
     return model
-
-
-def _let_go(module: nn.Module, *_: object) -> None:
-    """Of the tower's mapped weights, idle while words are read and written, one block is resident at a time."""
-    drop_pages(*module.parameters(), *module.buffers())
-
-
-def _tidy(*_: object) -> None:
-    free_scratch()
-    trim()
 
 
 class VLM:
