@@ -190,6 +190,22 @@ def test_weights_of_the_tower_are_let_go_and_come_back(stored):
     assert vlm.generate("<image>\nWhat is it?", [picture], max_new_tokens=4).token_ids == first
 
 
+def test_weights_loaded_after_use_are_used(stored):
+    picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+
+    def answer(vlm):
+        return vlm.generate("Describe it.", images=[picture], max_new_tokens=20).token_ids
+
+    vlm, fresh = (minilava.load(stored[1], cache_bytes=0) for _ in range(2))
+    before = answer(vlm)
+    state = {name: t.clone() for name, t in vlm.model.state_dict().items()}
+    for part in ("vision.blocks.0.fc1", "text.blocks.1.down"):
+        state[f"{part}.scales"] = state[f"{part}.scales"] * 3
+    for model in (vlm.model, fresh.model):
+        model.load_state_dict(state, assign=True)
+    assert answer(vlm) == answer(fresh) != before
+
+
 def test_letting_go_spares_weights_that_are_not_mapped(stored):
     """Those of a copy, and others in their place, are memory with nothing behind it."""
     picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()

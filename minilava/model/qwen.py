@@ -112,6 +112,7 @@ class Qwen(nn.Module):
         self.recompute = "none"  # see model.recompute
         self._tables: tuple[Tensor, Tensor] | None = None
         self._decoder: Decoder | None = None  # quantised blocks in one call, made at the first
+        self.register_load_state_dict_post_hook(_renew)
 
     def forward(
         self,
@@ -183,3 +184,7 @@ class Qwen(nn.Module):
             angle = torch.arange(count, device=like.device).float()[:, None] * frequency
             self._tables = tables = (angle.cos().to(like.dtype), angle.sin().to(like.dtype))
         return tables
+
+
+def _renew(model: Qwen, _keys: object) -> None:
+    model._decoder = None  # it holds the weights that were there before

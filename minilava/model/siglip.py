@@ -30,6 +30,7 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.out = (Linear(d, d) for _ in range(4))
         self.fc1, self.fc2 = Linear(d, config.mlp_width), Linear(config.mlp_width, d)
         self._whole: EncoderBlock | None = None  # the quantised block in one call, made at the first
+        self.register_load_state_dict_post_hook(_renew)
 
     def forward(self, x: Tensor, cu: Tensor, starts: Tensor, lengths: Tensor, patches: int) -> Tensor:
         """x: (V * P, D). cu, starts, lengths: int32 row ranges of the views, the same for every block. A quantised
@@ -56,6 +57,10 @@ class Block(nn.Module):
                 norms = [t for n in (self.norm1, self.norm2) for t in (n.weight, n.bias)]
                 self._whole = EncoderBlock(norms, [(m.panels, m.bias) for m in linears], self.heads, self.eps)
         return self._whole
+
+
+def _renew(block: Block, _keys: object) -> None:
+    block._whole = None  # it holds the weights that were there before
 
 
 class SigLIP(nn.Module):
