@@ -25,7 +25,7 @@ void DecoderI8::block(const DecoderBlockI8& w, const Batch& b, void* keys, void*
     const long width = w.q.width, query_width = heads * dim, kv_width = kv_heads * dim;
     const long most = std::min(ROWS, b.rows);
     const Kind kind = b.i8_cache ? Kind::kI8Cache : Kind::kFloat;
-    const long cached = b.i8_cache ? kv_heads * ((dim + Cached8::SIZE - 1) / Cached8::SIZE) : kv_width;  // of a row
+    const long cached = b.i8_cache ? kv_heads * Cached8::count(dim) : kv_width;  // of a row
     float* norm = room(s.norm, most * width);
     float* query = room(s.query, b.rows * query_width);
     float* key = room(s.key, most * kv_width);
