@@ -29,7 +29,7 @@ from minilava.inputs.geometry import POOLS
 SCENARIOS = (None, "multi-image", "video", "multi-view", "single-image")
 LAYOUTS = ("interleaved", "front", "mixed")
 # What a world: entry hands to data.world.World.
-WORLD = ("split", "samples", "turns", "size", "seed", "what", "clip_frames")
+WORLD = ("split", "samples", "turns", "size", "seed", "what", "clip_frames", "practice")
 PUBLISHED = {"json_path": "path", "sampling_strategy": "strategy"}
 
 
@@ -205,6 +205,8 @@ def _world(entry: Mapping) -> Sequence[dict]:
     for key in ("samples", "turns", "size", "seed", "clip_frames"):
         if not isinstance(given.get(key, 1), int) or key != "seed" and given.get(key, 1) < 1:
             raise UserError(f"source world {entry['world']!r}: {key} must be a whole number from 1, not {given[key]!r}")
+    if not isinstance(given.get("practice", False), bool):
+        raise UserError(f"source world {entry['world']!r}: practice must be true or false, not {given['practice']!r}")
     return World(str(entry["world"]), **given)
 
 

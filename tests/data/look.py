@@ -12,6 +12,11 @@ EXACT = ("word", "phrase", "letter")
 THING = re.compile(rf"an? (?:({'|'.join(draw.SIZES)}) )?({'|'.join(draw.COLORS)}) (\w+) at the ([\w ]+)")
 
 
+def every(made):
+    """All questions that a sample may be asked, those drawn again for practice included."""
+    return [*made.questions, *(made.more() if made.more else [])]
+
+
 def read_caption(caption):
     """The things that a caption lists; large where it says no size."""
     found = [THING.fullmatch(part) for part in caption.split(", ")]

@@ -5,7 +5,17 @@ from collections import Counter
 import pytest
 
 from minilava.data.world import difference, draw, editing, example, make
-from tests.data.look import EXACT, asked, assert_balanced, assert_seen, assert_well_formed, check, meaning, read_caption
+from tests.data.look import (
+    EXACT,
+    asked,
+    assert_balanced,
+    assert_seen,
+    assert_well_formed,
+    check,
+    every,
+    meaning,
+    read_caption,
+)
 
 
 def samples(task, count=400, size=128):
@@ -64,7 +74,7 @@ def test_spot_difference():
     for made in samples("spot_difference"):
         what, old, new = compare(made)
         assert (made.frames[0].tobytes() == made.frames[1].tobytes()) == (what == "none")
-        for q in made.questions:
+        for q in every(made):
             if q.style in EXACT:
                 seen[check(q, answers_difference(what, old, new))] += 1
             else:

@@ -8,6 +8,7 @@ import pytest
 
 from minilava.data.world import draw, example, make
 from minilava.data.world.scene import CELLS, NUMBERS
+from tests.data.look import every
 
 TASKS = ("single_image", "multi_image_vqa", "low_level", "puzzle", "text_rich")
 EXACT = ("word", "phrase", "letter")
@@ -63,6 +64,8 @@ SCENE = [
     (r"(?:How many|Count the) (\w+) things(?: are there)?", lambda s, c: NUMBERS[sum(t[1] == c for t in s)]),
     (r"(?:Is there|Can you see|Does it show) an? (\w+ \w+)", lambda s, n: yes(any(n == f"{t[1]} {t[2]}" for t in s))),
     (r"(?:Is|What size is) the (\w+ \w+)(?: small or large)?", lambda s, n: the(s, n)[0]),
+    (r'(?:Does the caption "|Does it show |Does the picture show |Is there )an? (\w+) (\w+) at the ([\w ]+?)(?:" fit)?',
+     lambda s, *t: yes(any(t == (c, k, CELLS[cell]) for _, c, k, cell in s))),
     (r"Is the (\w+ \w+) (?:to the )?left of the (\w+ \w+)", lambda s, a, b: yes(the(s, a)[3] % 3 < the(s, b)[3] % 3)),
     (r"Is the (\w+ \w+) (?:above|higher than) the (\w+ \w+)",
      lambda s, a, b: yes(the(s, a)[3] // 3 < the(s, b)[3] // 3)),
@@ -265,7 +268,7 @@ SOLVERS = {
 def test_every_exact_answer_follows_from_the_captions(task):
     for made in samples(task, 300):
         assert len(made.captions) == len(made.frames)
-        for q in made.questions:
+        for q in every(made):
             if q.style not in EXACT:
                 continue
             text, answer = q.text, q.answer

@@ -10,6 +10,7 @@ import pytest
 
 from minilava.data.world import draw, house, make, rooms, solids
 from minilava.data.world.scene import NUMBERS
+from tests.data.look import every
 
 TASKS = {"scene_vqa": rooms.scene_vqa, "embodied_vqa": house.embodied_vqa}
 NAME = re.compile(rf"((?:{'|'.join(draw.COLORS)}) (?:{'|'.join((*solids.SOLIDS, *draw.KINDS))}))\b")
@@ -176,7 +177,7 @@ def test_answers_about_rooms(monkeypatch):
         example = rooms.scene_vqa(Random(f"ask{i}"), 64)
         things, views = made[-1]
         named = {s.name: k for k, s in enumerate(things)}
-        for q in example.questions:
+        for q in every(example):
             number = re.search(r"view (\d)", q.text)
             view = views[int(number[1]) - 1] if number else None
             kinds[check_room(q, view, things, views, [named[n] for n in NAME.findall(q.text)], example)] += 1

@@ -10,7 +10,7 @@ import pytest
 
 from minilava.data.world import daily, example, make, story
 from minilava.data.world.scene import CELLS, NUMBERS
-from tests.data.look import EXACT, asked, assert_balanced, assert_seen, assert_well_formed, check, read_caption
+from tests.data.look import EXACT, asked, assert_balanced, assert_seen, assert_well_formed, check, every, read_caption
 
 caption = import_module("minilava.data.world.captions")
 TASKS = ("visual_story", "image_caption", "daily")
@@ -130,7 +130,7 @@ def test_image_caption():
     m, seen = caption, Counter()
     for made in samples("image_caption"):
         frames = [read_caption(c) for c in made.captions]
-        for q in made.questions:
+        for q in every(made):
             if q.style in EXACT:
                 seen[check(q, answers_caption(frames, q))] += 1
             else:

@@ -11,6 +11,7 @@ from minilava.data.world import draw, make, preference
 from minilava.data.world.motion import FRAMES, random_clip
 from minilava.data.world.scene import CELLS, NUMBERS
 from minilava.data.world.video import video_caption, video_qa
+from tests.data.look import every
 
 TASKS = {"video_qa": video_qa, "video_caption": video_caption}
 THING = re.compile(r"a (small|large) (\w+) (\w+) at the ([a-z ]+)")
@@ -123,7 +124,7 @@ def test_answers_of_video_qa():
     kinds = Counter()
     for made in samples("video_qa", 400):
         seen = tracks(made.captions)
-        for q in made.questions:
+        for q in every(made):
             text, named = q.text, NAME.findall(q.text)
             last = {k: t[-1] for k, t in seen.items() if t[-1]}
             if q.style == "letter":

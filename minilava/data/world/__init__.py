@@ -14,6 +14,7 @@ from importlib import import_module
 from random import Random
 
 from minilava.data.world.example import STYLES, Example, Question
+from minilava.data.world.practice import asked as asked_often
 from minilava.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -55,16 +56,23 @@ def example(
 
 
 def make(
-    task: str, split: str, index: int, size: int = 128, seed: int = 0, turns: int = 1, clip_frames: int | None = None
+    task: str,
+    split: str,
+    index: int,
+    size: int = 128,
+    seed: int = 0,
+    turns: int = 1,
+    clip_frames: int | None = None,
+    practice: bool = False,
 ) -> dict:
     """One record: at most ``turns`` questions as one conversation. ``image`` or ``video`` holds PIL pictures.
 
     Of several turns one is often the dense description of one frame: it ties every word to a picture, where an answer
-    of one word says little.
+    of one word says little. practice: instead, more questions on the same media, some of them with lettered options.
     """
     made, rng = example(task, split, index, size, seed, clip_frames)
-    asked = rng.sample(made.questions, min(turns, len(made.questions)))
-    if turns > 1 and len(made.frames) > 1 and made.captions and rng.random() < DESCRIBED:
+    asked = asked_often(rng, made, turns) if practice else rng.sample(made.questions, min(turns, len(made.questions)))
+    if not practice and turns > 1 and len(made.frames) > 1 and made.captions and rng.random() < DESCRIBED:
         frame = rng.randrange(len(made.frames))
         question = f"Describe {FRAMES[made.kind]} {frame + 1}."
         asked[rng.randrange(len(asked))] = Question(question, made.captions[frame], "text")
@@ -134,13 +142,14 @@ class World(Sequence):
         seed: int = 0,
         what: str = "questions",
         clip_frames: int | None = None,
+        practice: bool = False,
     ):
         self.tasks = tuple(TASKS) if task == "all" else tuple(task.split(","))
         unknown = [t for t in self.tasks if t not in TASKS]
         if unknown or split not in SPLITS or what not in ("questions", "captions", "preferences"):
             raise UserError(f"world: no task {unknown}, split {split!r} or kind {what!r}; tasks: {', '.join(TASKS)}")
         self.split, self.samples, self.turns, self.size, self.seed, self.what = split, samples, turns, size, seed, what
-        self.clip_frames = clip_frames
+        self.clip_frames, self.practice = clip_frames, practice
 
     def __len__(self) -> int:
         return self.samples
@@ -150,7 +159,7 @@ class World(Sequence):
             raise IndexError(i)
         task, index = self.tasks[i % len(self.tasks)], i // len(self.tasks)
         if self.what == "questions":
-            return make(task, self.split, index, self.size, self.seed, self.turns, self.clip_frames)
+            return make(task, self.split, index, self.size, self.seed, self.turns, self.clip_frames, self.practice)
         if self.what == "captions":
             record = caption(task, self.split, index, self.size, self.seed)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from random import Random
 
@@ -46,12 +47,14 @@ def image_caption(rng: Random, size: int) -> Example:
         question = Question(say(rng, COUNT_COLOR, value=value), NUMBERS[often], choices=count + 1)
     else:
         question = Question(say(rng, COUNT_KIND, value=a(value)), NUMBERS[often], choices=count + 1)
-    questions = [question, *_fitting(rng, differing, [s.caption() for s in scenes])]
-    rng.shuffle(questions)
     captions = [s.caption() for s in scenes]
+    questions = [question, *_fitting(rng, differing, captions)]
+    rng.shuffle(questions)
     n = rng.randrange(count)
     preference = (say(rng, WRITE, n=n + 1), captions[n], captions[n - 1])
-    return Example("image", [s.draw(size) for s in scenes], _prompt(rng, count), questions, captions, False, preference)
+    frames, prompt = [s.draw(size) for s in scenes], _prompt(rng, count)
+    more = partial(_fitting, rng, differing, captions)
+    return Example("image", frames, prompt, questions, captions, preference=preference, more=more)
 
 
 def _prompt(rng: Random, count: int) -> str:

@@ -138,7 +138,16 @@ def _example(
     rng.shuffle(questions)
     frames = [first.draw(size), second.draw(size)]
     captions = [first.caption(), second.caption()]
-    return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference)
+
+    def more() -> list[Question]:
+        """At every place where a thing is in either picture."""
+        cells = sorted({t.cell for s in (first, second) for t in s.things})
+        return [
+            Question(say(rng, AT, where=CELLS[c]), "no" if first.at(c) == second.at(c) else "yes", choices=2)
+            for c in rng.sample(cells, len(cells))
+        ]
+
+    return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference, more=more)
 
 
 def _identical(rng: Random, scene: Scene) -> list[Question]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -31,7 +31,8 @@ class Question:
 @dataclass
 class Example:
     """kind: image, video or views. prompt: what stands before the first question, one <image> per frame, or one
-    <video>. captions: a dense description per frame, for pre-training, or None."""
+    <video>. captions: a dense description per frame, for pre-training, or None. more: draws further questions of the
+    same forms, for training."""
 
     kind: str
     frames: list[Image.Image]
@@ -41,6 +42,7 @@ class Example:
     anyres: bool = False  # a picture that needs tiles
     preference: tuple[str, str, str] | None = None  # (question, right answer, subtly wrong answer) for DPO
     extra: dict = field(default_factory=dict)  # further metadata
+    more: Callable[[], list[Question]] | None = None
 
 
 def say(rng: Random, forms: Sequence[str], **slots: object) -> str:

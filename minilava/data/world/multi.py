@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from minilava.data.world import draw
@@ -32,14 +33,7 @@ def multi_image_vqa(rng: Random, size: int) -> Example:
     """Scenes that share few colours and kinds, so that one picture alone rarely tells the answer."""
     count = rng.choice((2, 2, 3, 3, 4))
     scenes, shared = _scenes(rng, count)
-    questions = [
-        _count(rng, scenes),
-        *_most(rng, scenes),
-        *_shows(rng, scenes),
-        *_shared(rng, scenes, shared),
-        *_color(rng, scenes),
-        _equal(rng, scenes),
-    ]
+    questions = _questions(rng, scenes, shared)
     k = rng.randrange(count)
     wanted = say(rng, DESCRIBE, place=f"picture {k + 1}")
     captions = [s.caption() for s in scenes]
@@ -47,7 +41,19 @@ def multi_image_vqa(rng: Random, size: int) -> Example:
     rng.shuffle(questions)
     preference = (wanted, captions[k], spoil(rng, scenes[k]).caption())
     frames = [s.draw(size) for s in scenes]
-    return Example("image", frames, introduce(rng, count), questions, captions, preference=preference)
+    more = partial(_questions, rng, scenes, shared)
+    return Example("image", frames, introduce(rng, count), questions, captions, preference=preference, more=more)
+
+
+def _questions(rng: Random, scenes: Sequence[Scene], shared: str) -> list[Question]:
+    return [
+        _count(rng, scenes),
+        *_most(rng, scenes),
+        *_shows(rng, scenes),
+        *_shared(rng, scenes, shared),
+        *_color(rng, scenes),
+        _equal(rng, scenes),
+    ]
 
 
 def introduce(rng: Random, count: int) -> str:

@@ -80,7 +80,16 @@ def puzzle(rng: Random, size: int) -> Example:
         captions += [c.name() for c in candidates]
         prompt = _prompt(rng)
     preference = (FILL[0], matrix[-1].name(), rng.choice([c for c in candidates if c != matrix[-1]]).name())
-    return Example("image", frames, prompt, _questions(rng, matrix[-1], candidates), captions, preference=preference)
+    questions = _questions(rng, matrix[-1], candidates)
+    return Example(
+        "image",
+        frames,
+        prompt,
+        questions,
+        captions,
+        preference=preference,
+        more=lambda: _look(rng, candidates, rng.randrange(8), rng.randrange(8)),
+    )
 
 
 def _values(cell: Cell) -> tuple:
@@ -163,13 +172,20 @@ def _prompt(rng: Random) -> str:
     return rng.choice(("Matrix: <image>\n", "Complete <image> with one of these.\n")) + listed + "\n"
 
 
+def _look(rng: Random, candidates: list[Cell], shown: int, looked: int) -> list[Question]:
+    """A letter for a cell and a cell for a letter."""
+    return [
+        Question(say(rng, FIND, cell=candidates[shown].name()), LETTERS[shown], "letter", 8),
+        Question(say(rng, LOOK, letter=LETTERS[looked]), candidates[looked].name(), "phrase"),
+    ]
+
+
 def _questions(rng: Random, right: Cell, candidates: list[Cell]) -> list[Question]:
     shown, looked = rng.randrange(8), rng.randrange(8)
     sized = isinstance(right.amount, str)
     questions = [
         Question(say(rng, ASK), LETTERS[candidates.index(right)], "letter", 8),
-        Question(say(rng, FIND, cell=candidates[shown].name()), LETTERS[shown], "letter", 8),
-        Question(say(rng, LOOK, letter=LETTERS[looked]), candidates[looked].name(), "phrase"),
+        *_look(rng, candidates, shown, looked),
         Question(say(rng, ASK_COLOR), right.color, choices=len(draw.COLORS)),
         Question(say(rng, ASK_KIND), right.kind, choices=len(draw.KINDS)),
         Question(say(rng, ASK_SIZE), right.amount, choices=3)

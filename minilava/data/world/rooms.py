@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from operator import mul
 from random import Random
 
@@ -44,7 +45,9 @@ def scene_vqa(rng: Random, size: int) -> Example:
         captions = [caption(v) for v in views]
         questions = _questions(rng, solids, views, captions)
     rng.shuffle(questions)
-    return Example("views", [v.draw(size) for v in views], _prompt(rng, len(views)), questions, captions)
+    frames, prompt = [v.draw(size) for v in views], _prompt(rng, len(views))
+    more = partial(_questions, rng, solids, views, captions)
+    return Example("views", frames, prompt, questions, captions, more=more)
 
 
 def _questions(rng: Random, solids: list[Solid], views: list[View], captions: list[str]) -> list[Question]:

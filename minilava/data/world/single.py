@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from PIL import Image
@@ -35,6 +36,7 @@ ABOVE = ("Is the {a} above the {b}{where}?", "Is the {a} higher than the {b}{whe
 DESCRIBE = ("Describe {place}.", "Describe everything in {place}.", "What does {place} show?")
 READ = ("What {what} is written in the picture?", "Which {what} can you read?", "Read the {what}.")
 PLACE_TEXT = ("Where is the {what} written?", "In which place is the {what}?")
+FITS = ('Does the caption "{caption}" fit?', "Does the picture show {caption}?", "Is there {caption}?")
 HALF_MORE = (
     "Which half has more things, {first} or {second}?",
     "Are there more things in the {first} or {second} half?",
@@ -57,7 +59,30 @@ def single_image(rng: Random, size: int) -> Example:
     rng.shuffle(questions)
     describe = say(rng, DESCRIBE, place="the picture")
     questions.append(Question(describe, caption, "text"))
-    return Example("image", [picture], "<image>\n", questions, [caption], preference=(describe, caption, wrong))
+    preference = (describe, caption, wrong)
+    more = partial(_more, rng, scene)
+    return Example("image", [picture], "<image>\n", questions, [caption], preference=preference, more=more)
+
+
+def _more(rng: Random, scene: Scene) -> list[Question]:
+    """With what stands at every place, and captions of single things that fit or miss in one detail."""
+    out = ask(rng, scene)
+    for t in scene.things:
+        right = rng.random() < 0.5
+        shown = t if right else replace(t, **_miss(rng, scene, t))
+        caption = f"{a(shown.name)} at the {shown.where}"
+        out.append(Question(say(rng, FITS, caption=caption), "yes" if right else "no", choices=2))
+        out.append(Question(say(rng, KIND, spot=t.where, where=""), t.name, "phrase"))
+    rng.shuffle(out)
+    return out
+
+
+def _miss(rng: Random, scene: Scene, thing: Thing) -> dict:
+    """One wrong detail of a thing: often what another thing of the scene has, so that only both together tell."""
+    key, options = rng.choice((("color", ALL.colors), ("kind", ALL.kinds), ("cell", range(9))))
+    others = [getattr(t, key) for t in scene.things if getattr(t, key) != getattr(thing, key)]
+    here = {getattr(t, key) for t in scene.things}
+    return {key: rng.choice(others if others and rng.random() < 0.6 else [v for v in options if v not in here])}
 
 
 def ask(rng: Random, scene: Scene, place: str = "the picture") -> list[Question]:

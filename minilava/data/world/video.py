@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from minilava.data.world import draw
@@ -37,7 +38,12 @@ def video_qa(rng: Random, size: int, frames: int = FRAMES) -> Example:
     questions += _meeting(rng, clip)
     if len(clip.events) > 1:
         questions.append(_order(rng, [e.brief() for e in clip.events]))
-    return _example(rng, clip, size, questions, frames)
+
+    def more() -> list[Question]:
+        again = _meeting(rng, clip) + [q for event in clip.events for q in _about(rng, event)]
+        return again + [_order(rng, [e.brief() for e in clip.events])] * (len(clip.events) > 1)
+
+    return _example(rng, clip, size, questions, frames, more)
 
 
 def video_caption(rng: Random, size: int, frames: int = FRAMES) -> Example:
@@ -53,12 +59,19 @@ def video_caption(rng: Random, size: int, frames: int = FRAMES) -> Example:
     return _example(rng, clip, size, questions, frames)
 
 
-def _example(rng: Random, clip: Clip, size: int, questions: list[Question], frames: int) -> Example:
+def _example(
+    rng: Random,
+    clip: Clip,
+    size: int,
+    questions: list[Question],
+    frames: int,
+    more: Callable[[], list[Question]] | None = None,
+) -> Example:
     """frames: how many the clip is drawn in. Other numbers than its own have no captions: nobody counts to frame 23."""
     rng.shuffle(questions)
     preference = (say(rng, TELL), clip.describe(), describe(wrong(rng, clip.events)))
     captions = clip.captions() if frames == FRAMES else None
-    return Example("video", clip.draw(size, frames), "<video>\n", questions, captions, preference=preference)
+    return Example("video", clip.draw(size, frames), "<video>\n", questions, captions, preference=preference, more=more)
 
 
 def _about(rng: Random, event: Event) -> list[Question]:
