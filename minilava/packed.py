@@ -24,6 +24,11 @@ class Packed:
     bank that goes there. The bank is [features (V * P), weighted mixtures, maxima, the newline vector].
     mix_taps int64 (Mw, 4) and mix_weights float32 (Mw, 4); max_taps int64 (Mm, 4): spec 3.5 and 4.3.
     labels: int64 (T,), IGNORE where a token carries no loss, or None.
+
+    Samples about the same pictures may share a prefix, whose rows then stand in the batch once, with the first of them.
+    gather: int64 (A,), the rows that each sample attends to, prefix and all, one sample after the other, or None where
+    nothing is shared. place: int64 (T,), where each row stands in gather as its own sample's. spans: how many of gather
+    are each sample's.
     """
 
     ids: Tensor
@@ -39,6 +44,9 @@ class Packed:
     mix_weights: Tensor | None = None
     max_taps: Tensor | None = None
     labels: Tensor | None = None
+    gather: Tensor | None = None
+    place: Tensor | None = None
+    spans: tuple[int, ...] | None = None
 
     @property
     def tokens(self) -> int:

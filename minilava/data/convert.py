@@ -21,7 +21,8 @@ FORMS = ("chat", "plain", "pairs")
 
 
 def to_samples(record: dict, source: Source, form: str, tokenizer: Any, config: ModelConfig, draw: float) -> list:
-    """The samples of one record: one, or for ``pairs`` the chosen and the rejected answer (spec 6.7).
+    """The samples of one record: one, or one per turn if the source splits them, or for ``pairs`` the chosen and the
+    rejected answer (spec 6.7). Several follow the first: what they have in common is computed once.
 
     form: ``chat`` (labels as the source says), ``plain`` (stage 1: images and caption alone, spec 5.9) or ``pairs``.
     draw: a number in [0, 1) that decides the layout of a mixed source. Raises UserError for a record that cannot be
@@ -32,7 +33,8 @@ def to_samples(record: dict, source: Source, form: str, tokenizer: Any, config: 
     if form == "plain":
         samples = [_plain(record, media, recipe, tokenizer, config)]
     else:
-        talks = [record.get("conversations")] if form == "chat" else _both_answers(record)
+        talk = record.get("conversations")
+        talks = _both_answers(record) if form == "pairs" else _turns(talk) if source.split_turns else [talk]
         samples = _chats(talks, media, recipe, source.labels, tokenizer, config)
     for sample in samples:
         if sample.tokens > config.max_length:
@@ -72,13 +74,33 @@ def _media(record: dict, source: Source) -> list[Medium]:
 def _chats(
     talks: Sequence[Any], media: list[Medium], recipe: Recipe, labels: str, tokenizer: Any, config: ModelConfig
 ) -> list[Sample]:
-    """A sample per conversation. All are about the same media, whose patches are made once."""
+    """A sample per conversation. All are about the same media, and follow the first."""
     conversations = [_conversation(talk, media) for talk in talks]
     samples = [build_sample(c, tokenizer, config, recipe, labels) for c in conversations]
     add_patches(samples[0], conversations[0], config, recipe)
     for other in samples[1:]:
-        other.patches = samples[0].patches
+        other.follow(samples[0])
     return samples
+
+
+def _turns(talk: Any) -> list[list[dict]]:
+    """A conversation for each answer: the media of the first question, and what stands before and between them to the
+    end of the line, with that answer's own question."""
+    texts = _texts(talk)
+    first = next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
+    markers = [m.end() for m in MARKERS.finditer(texts[first])]
+    cut = markers[-1] if markers else 0
+    cut = texts[first].find("\n", cut) + 1 or cut if markers else 0
+    if any(MARKERS.search(t) for i, t in enumerate(texts) if i != first):
+        raise UserError("split_turns needs all media in the first question")
+    begin, texts[first] = texts[first][:cut], texts[first][cut:]
+    out = []
+    for question, answer in zip(range(first, len(talk), 2), range(first + 1, len(talk), 2), strict=False):
+        if _role(talk[question]) not in ("human", "user") or _role(talk[answer]) not in ("gpt", "assistant"):
+            raise UserError("split_turns needs questions and answers in turns")
+        asked = {"from": "human", "value": begin + texts[question]}
+        out.append([*talk[:first], asked, {"from": "gpt", "value": texts[answer]}])
+    return out or [talk]
 
 
 def _conversation(talk: Sequence[dict], media: list[Medium]) -> list[dict]:

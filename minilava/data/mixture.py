@@ -40,6 +40,7 @@ class Source:
     weight: how often it is repeated in an epoch; 2.5 is twice all of it and a random half, anew each epoch.
     scenario: how its media are treated; None: as each record says. layout mixed: in front with chance front_ratio.
     pool, frames: of videos. anyres: None tiles lone pictures, as published. labels: the label rule of inputs.chat.
+    split_turns: every answer is learned from its own question alone, without the turns before it.
     """
 
     name: str
@@ -52,11 +53,12 @@ class Source:
     anyres: bool | None = None
     frames: int = 10
     labels: str = "clean"
+    split_turns: bool = False
 
     def __post_init__(self):
         for field, allowed in (
             ("scenario", SCENARIOS), ("layout", LAYOUTS), ("pool", POOLS), ("labels", LABELS),
-            ("anyres", (None, True, False)),
+            ("anyres", (None, True, False)), ("split_turns", (True, False)),
         ):  # fmt: skip
             if getattr(self, field) not in allowed:
                 raise self._bad(field, f"one of {', '.join(str(a) for a in allowed)}")

@@ -107,7 +107,7 @@ class Stream(IterableDataset):
         while True:
             name, made = held or self._samples(at, refused)
             held = None
-            tokens = sum(s.tokens for s in made)
+            tokens = sum(s.tokens - s.shared_tokens for s in made)
             if tokens > self.budget:
                 self._refuse(refused, f"{name}: {tokens} tokens exceed the budget of {self.budget}")
                 made, tokens = [], 0
@@ -157,7 +157,7 @@ class Stream(IterableDataset):
             return name, str(e)
 
     def pack(self, samples: list) -> Packed:
-        return pack(samples, self.config.vision.patches, share=2 if self.form == "pairs" else 1)
+        return pack(samples, self.config.vision.patches)
 
     def _refuse(self, refused: list[str], line: str) -> None:
         if self.strict:

@@ -29,40 +29,46 @@ def check_length(sample: Sample, max_length: int, reserve: int = 0) -> None:
         )
 
 
-def pack(samples: Sequence[Sample], patches_per_view: int, share: int = 1) -> Packed:
+def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
     """One batch of all samples in order. patches_per_view: P, the feature rows of one view.
 
-    share: every so many samples in a row are about the same pictures (the two answers of a preference), which are
-    then encoded once, from the patches of the first of them.
+    Of samples right behind their leader the pictures are encoded once, and what they share with it is computed once.
     """
-    total_views = sum(layout.views for s in samples[::share] for layout in s.layouts)
-    weighted = [la for s in samples for la in s.layouts if la.weights is not None]
-    maxima = [la for s in samples for la in s.layouts if la.taps is not None and la.weights is None]
+    led: list[bool] = []
+    for before, sample in zip([None, *samples], samples, strict=False):
+        led.append(before is not None and (before is sample.leader or led[-1] and before.leader is sample.leader))
+    shares = [s.shared if behind else 0 for s, behind in zip(samples, led, strict=True)]
+    holes_shared = [s.ids[:share].count(IMAGE) for s, share in zip(samples, shares, strict=True)]
+    own_layouts = [s.layouts[holes:] for s, holes in zip(samples, holes_shared, strict=True)]
+    total_views = sum(la.views for s, behind in zip(samples, led, strict=True) if not behind for la in s.layouts)
+    weighted = [la for own in own_layouts for la in own if la.weights is not None]
+    maxima = [la for own in own_layouts for la in own if la.taps is not None and la.weights is None]
     # The bank's sections: features, weighted mixtures, maxima, newline.
     mix_at = total_views * patches_per_view
     max_at = mix_at + sum(len(la.taps) for la in weighted)
     newline_at = max_at + sum(len(la.taps) for la in maxima)
 
     ids, positions, labels, rows, source, lengths = [], [], [], [], [], []
-    mix_taps, max_taps, token, view, group = [], [], 0, 0, 0
-    for number, sample in enumerate(samples):
-        if number % share == 0:
-            group = view
-        view = group  # the first view of the samples that share theirs
-        at = np.asarray(sample.ids, np.int64)
+    mix_taps, max_taps, gather, place, token, view, gathered, first_view, first_row = [], [], [], [], 0, 0, 0, 0, 0
+    for number, (sample, layouts) in enumerate(zip(samples, own_layouts, strict=True)):
+        if not led[number]:
+            first_view, first_row = view, token  # where what may be shared begins
+        view = first_view + sum(la.views for la in sample.layouts[: holes_shared[number]])
+        shared = sample.shared_tokens if shares[number] else 0
+        at = np.asarray(sample.ids[shares[number] :], np.int64)
         holes = np.flatnonzero(at == IMAGE)
-        if len(holes) != len(sample.layouts):
-            raise UserError(f"{len(holes)} image placeholders but {len(sample.layouts)} images")
+        if len(holes) != len(layouts):
+            raise UserError(f"{sample.ids.count(IMAGE)} image placeholders but {len(sample.layouts)} images")
         widths = np.ones(len(at), np.int64)
-        widths[holes] = [la.tokens for la in sample.layouts]
+        widths[holes] = [la.tokens for la in layouts]
         starts = np.cumsum(widths) - widths  # the first packed row of every prompt token
         length = int(widths.sum())
         ids.append(np.repeat(np.where(at == IMAGE, 0, at), widths))
-        positions.append(np.arange(length))
+        positions.append(shared + np.arange(length))
         if sample.labels is not None:
-            marks = np.asarray(sample.labels, np.int64)
+            marks = np.asarray(sample.labels[shares[number] :], np.int64)
             labels.append(np.repeat(np.where(at == IMAGE, IGNORE, marks), widths))
-        for hole, la in zip(holes, sample.layouts, strict=True):
+        for hole, la in zip(holes, layouts, strict=True):
             rows.append(token + starts[hole] + np.arange(la.tokens))
             own, base = la.views * patches_per_view, view * patches_per_view
             where = la.source + base
@@ -73,13 +79,17 @@ def pack(samples: Sequence[Sample], patches_per_view: int, share: int = 1) -> Pa
                 section.append(la.taps + base)
             source.append(np.where(la.source == NEWLINE, newline_at, where))
             view += la.views
+        place.append(gathered + shared + np.arange(length))
+        gathered += shared + length
+        gather.append(np.r_[first_row : first_row + shared, token : token + length])
         lengths.append(length)
         token += length
 
     def cat(parts: list[np.ndarray]) -> Tensor | None:
         return torch.from_numpy(np.concatenate(parts)) if parts else None
 
-    patches = [p for s in samples[::share] for p in s.patches]
+    patches = [p for s, behind in zip(samples, led, strict=True) if not behind for p in s.patches]
+    sharing = any(shares)
     mix_weights = cat([la.weights.astype(np.float32) for la in weighted])
     return Packed(
         ids=cat(ids),
@@ -93,4 +103,7 @@ def pack(samples: Sequence[Sample], patches_per_view: int, share: int = 1) -> Pa
         mix_weights=mix_weights,
         max_taps=cat(max_taps),
         labels=cat(labels),
+        gather=cat(gather) if sharing else None,
+        place=cat(place) if sharing else None,
+        spans=tuple(map(len, gather)) if sharing else None,
     )

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from minilava.config import IMAGE, ImageConfig, ModelConfig
+from minilava.config import IGNORE, IMAGE, ImageConfig, ModelConfig
 from minilava.errors import UserError
 from minilava.inputs import geometry, pixels
 from minilava.inputs.chat import encode
@@ -41,12 +41,15 @@ class Medium:
 @dataclass
 class Sample:
     """ids: every image placeholder is IMAGE. layouts: one per placeholder. patches: float32 (n, P, C), in order, or
-    empty while only the counts are wanted. labels: as ids, or None."""
+    empty while only the counts are wanted. labels: as ids, or None. leader: a sample with the same pictures, whose
+    first ``shared`` ids are this one's as well: in a pack right behind it, the two have one copy of both."""
 
     ids: list[int]
     layouts: list[Layout]
     patches: list[Tensor] = field(default_factory=list)
     labels: list[int] | None = None
+    leader: Sample | None = None
+    shared: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -55,6 +58,25 @@ class Sample:
     @property
     def tokens(self) -> int:
         return len(self.ids) - len(self.layouts) + self.image_tokens
+
+    @property
+    def shared_tokens(self) -> int:
+        holes = self.ids[: self.shared].count(IMAGE)
+        return self.shared - holes + sum(layout.tokens for layout in self.layouts[:holes])
+
+    def follow(self, leader: Sample) -> None:
+        """Take pictures and the beginning from another sample about the same media.
+
+        The beginning ends a token before either's first label, so that what predicts a label is the sample's own.
+        """
+        self.leader, self.patches = leader, leader.patches
+        most = min(_first_label(self), _first_label(leader)) - 1
+        pairs = zip(self.ids[: max(0, most)], leader.ids, strict=False)
+        self.shared = next((i for i, (a, b) in enumerate(pairs) if a != b), max(0, most))
+
+
+def _first_label(sample: Sample) -> int:
+    return next((i for i, label in enumerate(sample.labels or ()) if label != IGNORE), len(sample.ids))
 
 
 @dataclass(frozen=True)

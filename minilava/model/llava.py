@@ -69,7 +69,7 @@ class LLaVA(nn.Module):
 
     def hidden(self, packed: Packed, last: Tensor | None = None) -> Tensor:
         """Normed hidden rows (T, D), or those of the rows ``last``."""
-        segments = Segments.whole(packed.cu_seqlens, packed.lengths)
+        segments = Segments.of(packed)
         return self.text(self.embed(packed), packed.positions, segments, last=last)
 
     def losses(self, packed: Packed) -> tuple[Tensor, Tensor]:

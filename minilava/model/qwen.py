@@ -5,14 +5,17 @@ T packed rows, D width, H heads and G key-value heads of K, R cache rows, S sequ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minilava.config import TextConfig
 from minilava.model.linear import Linear, QuantizedEmbedding, QuantizedLinear, coarse
 from minilava.model.recompute import run_block
+from minilava.packed import Packed
 from minilava_kernels.attention import attention
 from minilava_kernels.decoder_i8 import Decoder
 from minilava_kernels.linear import linear
@@ -31,6 +34,7 @@ class Segments:
 
     cu: int32 (S + 1,). starts, lengths: int32 (S,). slots: int64 (T,), the cache row of each new row, None without
     a cache. max_q, max_k: the longest of each, on the host, so that nothing waits for the device.
+    gather, place: of a batch whose samples share prefixes (Packed); cu, starts and lengths then count rows of gather.
     """
 
     cu: Tensor
@@ -40,12 +44,22 @@ class Segments:
     max_k: int
     slots: Tensor | None = None
     prompt: bool = True  # read many rows at a time; else steps, which have the same bits however many there are
+    gather: Tensor | None = None
+    place: Tensor | None = None
 
     @staticmethod
     def whole(cu: Tensor, lengths: tuple[int, ...]) -> Segments:
         """Every sequence attends to itself; no cache."""
         longest = max(lengths)
         return Segments(cu, cu[:-1], cu[1:] - cu[:-1], longest, longest)
+
+    @staticmethod
+    def of(packed: Packed) -> Segments:
+        """The samples of a batch, without a cache."""
+        if packed.gather is None:
+            return Segments.whole(packed.cu_seqlens, packed.lengths)
+        cu = torch.tensor([0, *accumulate(packed.spans)], dtype=torch.int32, device=packed.ids.device)
+        return replace(Segments.whole(cu, packed.spans), gather=packed.gather, place=packed.place)
 
     def last_rows(self, rows: Tensor) -> Segments:
         """The same keys, but one query per sequence in ``rows``: the last row of each."""
@@ -86,12 +100,19 @@ class Block(nn.Module):
         else:
             rope_kv(query, key, value, cos, sin, positions, *kv, segments.slots)
             query = query.view(-1, h, k)
-        if last is not None:
+        gather = segments.gather
+        if gather is not None:  # every sample's prefix beside its own rows
+            query, (key, value) = _rows(query, gather), (_rows(t, gather) for t in kv)
+            kv = (key, value)
+        elif last is not None:
             query, x, segments = query[last], x[last], segments.last_rows(last)
         a = attention(
             query, *kv, segments.cu, segments.starts, segments.lengths, causal=True,
             max_q=segments.max_q, max_k=segments.max_k, narrow=segments.prompt and coarse(self.q, x),
         )  # fmt: skip
+        if gather is not None:
+            rows = segments.place if last is None else segments.place[last]
+            a, x = _rows(a, rows), x if last is None else x[last]
         x = self.o(a.reshape(len(x), h * k), residual=x)
         n = rms_norm(x, self.norm2.weight, self.eps)
         n = swiglu(self.gate(n), self.up(n))
@@ -184,6 +205,11 @@ class Qwen(nn.Module):
             angle = torch.arange(count, device=like.device).float()[:, None] * frequency
             self._tables = tables = (angle.cos().to(like.dtype), angle.sin().to(like.dtype))
         return tables
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] of (T, H, K). As an embedding, whose gradient has a fast kernel where that of an index has none."""
+    return F.embedding(rows, x.flatten(1)).view(len(rows), *x.shape[1:])
 
 
 def _renew(model: Qwen, _keys: object) -> None:

@@ -90,6 +90,48 @@ def test_a_pack_is_the_sum_of_its_samples(tiny, kind, recompute):
         assert exact[1][part].any() or kind == "text" and part != "text"
 
 
+@pytest.mark.parametrize("kind", ["text", "images", "tiled", "pooled"])
+def test_turns_that_share_their_beginning_are_the_sum_of_the_turns(tiny, kind):
+    """Split turns against conversations of one turn each: losses and gradients, by the same rule."""
+    tokenizer, config = tools(tiny)
+    turns = [("what is it?", "a car"), ("where?", "at the top right"), ("what else is there?", "a house")]
+    media, settings = {
+        "text": ({}, {}),
+        "images": ({"image": [picture(1), picture(2)]}, {}),
+        "tiled": ({"image": [picture(0, (100, 48))]}, {}),
+        "pooled": ({"video": [picture(i) for i in range(4)]}, {"frames": 4, "pool": "average"}),
+    }[kind]
+    begin = (
+        ""
+        if not media
+        else "<video>\n"
+        if "video" in media
+        else "First " + " then ".join(["<image>"] * len(media["image"])) + "\n"
+    )
+
+    def record(*some):
+        texts = [begin + some[0][0], *(q for q, _ in some[1:])]
+        said = [x for text, (_, answer) in zip(texts, some, strict=True) for x in (("human", text), ("gpt", answer))]
+        return media | {"conversations": [{"from": who, "value": text} for who, text in said]}
+
+    def samples(some, **options):
+        r = record(*some)
+        return to_samples(r, Source("s", [r], **settings, **options), "chat", tokenizer, config, 0.0)
+
+    model, _ = load_for_training(tiny, CPU)
+    patches = model.config.vision.patches
+    split, single = samples(turns, split_turns=True), [s for t in turns for s in samples([t])]
+    assert [s.ids for s in split] == [s.ids for s in single] and [s.labels for s in split] == [s.labels for s in single]
+    both = pack(split + samples_of(tiny, "text") + split, patches)
+    rest = [pack([s], patches) for s in [*single, *samples_of(tiny, "text"), *single]]
+    assert both.tokens < sum(p.tokens for p in rest) and sum(both.spans) == sum(p.tokens for p in rest)
+    shared, alone = run_packs(model, [both]), run_packs(model, rest)
+    exact = run_packs(model.double(), rest, exact=True)
+    assert_within(shared[0], alone[0], exact[0])
+    for part in PARTS:
+        assert_within(shared[1][part], alone[1][part], exact[1][part], factor=3)
+
+
 @pytest.mark.parametrize("how", ["cheap", "all"])
 def test_recomputing_gives_the_same_bits(tiny, how):
     model, _ = load_for_training(tiny, CPU)

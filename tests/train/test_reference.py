@@ -70,8 +70,8 @@ def test_shared_pictures_change_neither_loss_nor_gradients(made):
     model, stream = made
     samples = [s for number, index in ((0, 0), (1, 0), (0, 1)) for s in stream.read(number, index)[1]]
     patches = model.config.vision.patches
-    shared, plain = pack(samples, patches, share=2), pack(samples, patches)
-    assert len(plain.patches) == 2 * len(shared.patches)
+    shared, plain = pack(samples, patches), pack([replace(s, leader=None) for s in samples], patches)
+    assert len(plain.patches) == 2 * len(shared.patches) and plain.tokens > 1.5 * shared.tokens
     assert len(shared.max_taps if shared.mix_taps is None else shared.mix_taps)  # pooled rows are among them
     results = []
     for packed in (shared, plain):
