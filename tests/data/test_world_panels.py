@@ -218,7 +218,15 @@ def solve_puzzle(text, made):
     for k in range(3):  # no value is more frequent among the candidates than its alternative
         assert set(Counter(parse_cell(n)[k] for n in names).values()) == {4}
     look = lambda k: names["ABCDEFGH".index(k)]  # noqa: E731
+
+    def like(part):
+        """The letters of the candidates that have all the values that a plural names."""
+        said = {PLURALS.get(w, w.removesuffix("s")) if w != "cross" else w for w in part.split()} - {"thing"}
+        return [k for k, n in zip("ABCDEFGH", names, strict=True) if said <= set(parse_cell(n))]
+
     return solve([
+        (r"(?:Which candidates show|Which letters stand for) (.+)", lambda part: ", ".join(like(part))),
+        (r"(?:Does|Is) candidate (.) (?:show|one of) (.+)", lambda k, part: yes(k in like(part))),
         (r"Which candidate (?:completes|belongs).*|Choose the candidate.*", lambda: letter),
         (r"(?:Which candidate shows|Which letter stands for) (.+)", lambda n: "ABCDEFGH"[names.index(n)]),
         (r"What (?:does|is) candidate (.)(?: show)?", look),

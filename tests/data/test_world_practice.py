@@ -10,7 +10,7 @@ import yaml
 from minilava.data.mixture import load_mixture
 from minilava.data.world import TASKS, World, make
 from minilava.data.world.example import Question
-from minilava.data.world.practice import with_letters
+from minilava.data.world.practice import spelled, with_letters
 from minilava.errors import UserError
 
 
@@ -32,6 +32,13 @@ def test_options_hold_the_answer_once_under_its_letter(answer):
         counts[len(options)] += 1
         letters[made.answer] += 1
     assert set(counts) == {2, 3, 4} and min(letters[x] for x in "ABC") > 30
+
+
+def test_a_spelled_answer_is_the_option_and_its_letter():
+    made = spelled(Question("Which? (A) remove the red car (B) add a fish at the top", "B", "letter", 2))
+    assert made.answer == "add a fish at the top (B)" and made.style == "option"
+    shown = Question("Which candidate belongs there?", "G", "letter", 8)  # its options are pictures
+    assert spelled(shown) is shown
 
 
 @pytest.mark.parametrize(

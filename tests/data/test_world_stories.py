@@ -135,13 +135,20 @@ def test_image_caption():
                 seen[check(q, answers_caption(frames, q))] += 1
             else:
                 assert q.answer == made.captions[int(asked(q.text, m.WRITE)["n"]) - 1]
-    assert set(seen) == {m.PICTURE, m.CAPTION, m.FITS, m.COUNT_COLOR, m.COUNT_KIND}
+    assert set(seen) == {m.PICTURE, m.CAPTION, m.FITS, m.COUNT_COLOR, m.COUNT_KIND, m.SHOWING, m.SHOWN}
 
 
 def fits(text, frame):
     """Whether a picture shows all that a caption says, but for sizes, which do not differ."""
     shown = [(t.color, t.kind, t.cell) for t in frame]
     return all((t.color, t.kind, t.cell) in shown for t in read_caption(text))
+
+
+def shows(part, frame):
+    """Whether a picture has a thing of this color, kind and place, of which some may not be said."""
+    words, _, where = part.partition(" at the ")
+    said = set(words.split()) - {"a", "an", "thing"}
+    return any(said <= {t.color, t.kind} and where in ("", CELLS[t.cell]) for t in frame)
 
 
 def answers_caption(frames, question):
@@ -159,7 +166,11 @@ def answers_caption(frames, question):
     return {
         m.COUNT_COLOR: lambda slots: NUMBERS[sum(any(t.color == slots["value"] for t in f) for f in frames)],
         m.CAPTION: chosen,
-        m.FITS: lambda slots: "yes" if fits(slots["caption"], frames[int(slots["n"]) - 1]) else "no",
+        m.FITS: lambda slots: "yes" if shows(slots["caption"], frames[int(slots["n"]) - 1]) else "no",
+        m.SHOWN: lambda slots: "yes" if shows(slots["part"], frames[int(slots["n"]) - 1]) else "no",
+        m.SHOWING: lambda slots: " and ".join(
+            ", ".join(NUMBERS[i + 1] for i, f in enumerate(frames) if shows(slots["part"], f)).rsplit(", ", 1)
+        ),
         m.COUNT_KIND: lambda slots: NUMBERS[sum(any(slots["value"].split()[-1] == t.kind for t in f) for f in frames)],
         m.PICTURE: fitting,
     }

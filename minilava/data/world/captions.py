@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from random import Random
 
@@ -25,6 +24,9 @@ CAPTION = ("Which caption fits picture {n}?", "Choose the caption of picture {n}
 FITS = ('Does the caption "{caption}" fit picture {n}?', "Does picture {n} show {caption}?")
 COUNT_COLOR = ("How many pictures show something {value}?", "In how many pictures is something {value}?")
 COUNT_KIND = ("How many pictures show {value}?", "In how many pictures is {value}?")
+# For practice only: the steps to what a whole caption asks.
+SHOWING = ("Which pictures show {part}?", "In which pictures is {part}?")
+SHOWN = ("Does picture {n} show {part}?", "Is {part} in picture {n}?")
 WRITE = ("Write a caption for picture {n}.", "Describe picture {n}.", "Write a full caption of picture {n}.")
 
 
@@ -53,7 +55,10 @@ def image_caption(rng: Random, size: int) -> Example:
     n = rng.randrange(count)
     preference = (say(rng, WRITE, n=n + 1), captions[n], captions[n - 1])
     frames, prompt = [s.draw(size) for s in scenes], _prompt(rng, count)
-    more = partial(_fitting, rng, differing, captions)
+
+    def more() -> list[Question]:
+        return _fitting(rng, differing, captions) + _steps(rng, differing)
+
     return Example("image", frames, prompt, questions, captions, preference=preference, more=more)
 
 
@@ -85,3 +90,27 @@ def _fitting(rng: Random, differing: list[Thing], full: list[str]) -> list[Quest
         Question(say(rng, FITS, caption=shown, n=k + 1), answer, choices=2),
         Question(say(rng, WRITE, n=j + 1), full[j], "text"),
     ]
+
+
+def _steps(rng: Random, differing: list[Thing]) -> list[Question]:
+    """Which pictures show one, two or three of the color, kind and place of a thing, and whether a picture does."""
+    by_color, by_kind, by_cell = (rng.random() < 0.6 for _ in range(3))
+    by_color = by_color or not (by_kind or by_cell)
+
+    def part(t: Thing) -> str:
+        color, kind = t.color if by_color else "", t.kind if by_kind else "thing"
+        return a(f"{color} {kind}".strip()) + (f" at the {t.where}" if by_cell else "")
+
+    parts, k = [part(t) for t in differing], rng.randrange(len(differing))
+    asked = rng.choice(parts)
+    right = [i for i, p in enumerate(parts) if p == asked]
+    return [
+        Question(say(rng, SHOWING, part=asked), numbered(right), "phrase"),
+        Question(say(rng, SHOWN, part=asked, n=k + 1), "yes" if k in right else "no", choices=2),
+    ]
+
+
+def numbered(pictures: list[int]) -> str:
+    """Pictures counted from 0, in words: "one, two and four"."""
+    *first, last = (NUMBERS[i + 1] for i in pictures)
+    return f"{', '.join(first)} and {last}" if first else last

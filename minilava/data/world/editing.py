@@ -78,7 +78,13 @@ def image_edit(rng: Random, size: int) -> Example:
     frames = [first.draw(size), second.draw(size)]
     captions = [first.caption(), second.caption()]
     preference = (say(rng, WRITE), right, wrong[0][0])
-    return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference)
+
+    def more() -> list[Question]:
+        again = [Question(say(rng, forms), answer, style, choices) for forms, answer, style, choices in asked]
+        wrong = [w[1] for w in _wrong(rng, first, edit, brief)]
+        return [*again, _kind(rng, edit), *_judge(rng, brief, rng.sample(wrong, 2))]
+
+    return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference, more=more)
 
 
 def _wrong(rng: Random, scene: Scene, edit: str, right: str) -> list[tuple[str, str]]:

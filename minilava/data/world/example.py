@@ -12,6 +12,7 @@ STYLES = {
     "word": ("Answer with one word.", "One word only.", "Use a single word."),
     "phrase": ("Answer with a short phrase.", "Answer briefly.", "Give a short answer."),
     "letter": ("Answer with the letter.", "Give the letter of the right answer.", "Choose one letter."),
+    "option": ("Answer with the option and its letter.", "Give the right answer and its letter."),
     "sentence": ("Answer in a sentence.", "Answer with a full sentence."),
     "text": (),  # open answers: captions, stories, posts; the question says what is wanted
 }
@@ -19,7 +20,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Question:
-    """answer is exact for the styles word, phrase and letter; for sentence and text it is one right wording.
+    """answer is exact for the styles word, phrase, letter and option; for sentence and text it is one right wording.
     choices: how many answers a guess would choose from, None where a guess is hopeless."""
 
     text: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from random import Random
 
 from minilava.data.world import draw
@@ -10,6 +12,7 @@ from minilava.data.world.scene import CELLS, NUMBERS
 from minilava.data.world.words import WORDS
 
 LETTERED = 0.4  # of the questions whose answer has a family
+SPELLED = 0.3  # of the questions whose answer is a letter: the option comes before it, a step between the two
 # Words that are answers of other kinds too are left out.
 FAMILIES = (tuple(draw.COLORS), draw.KINDS, CELLS, NUMBERS, tuple(w for w in WORDS if w not in ("no", "up")))
 DRAWS = 6  # how often more questions are drawn for one sample
@@ -23,8 +26,17 @@ def asked(rng: Random, made: Example, turns: int) -> list[Question]:
             break
         found |= {q.text: q for q in made.more() if q.text not in found}
     out = [with_letters(rng, q) if rng.random() < LETTERED else q for q in list(found.values())[:turns]]
+    out = [spelled(q) if q.style == "letter" and rng.random() < SPELLED else q for q in out]
     rng.shuffle(out)
     return out
+
+
+def spelled(question: Question) -> Question:
+    """ "red (B)" for an answer instead of "B", if the question lists its options."""
+    options = dict(re.findall(r"\(([A-H])\) (.+?)(?= \([A-H]\) |$)", question.text))
+    if question.answer not in options:
+        return question
+    return replace(question, answer=f"{options[question.answer]} ({question.answer})", style="option")
 
 
 def with_letters(rng: Random, question: Question) -> Question:

@@ -33,6 +33,9 @@ ASK_KIND = ("Which kind of thing is missing?", "Which kind of thing belongs in t
 ASK_COUNT = ("How many things belong in the empty cell?", "How many things are missing in the empty cell?")
 ASK_SIZE = ("Is the missing thing small, medium or large?", "What size belongs in the empty cell?")
 FIND = ("Which candidate shows {cell}?", "Which letter stands for {cell}?")
+# For practice only: the steps to a whole cell.
+SHOWING = ("Which candidates show {part}?", "Which letters stand for {part}?")
+SHOWN = ("Does candidate {letter} show {part}?", "Is candidate {letter} one of {part}?")
 LOOK = ("What does candidate {letter} show?", "What is candidate {letter}?")
 FILL = ("What belongs in the empty cell?", "Describe the missing cell.")
 SHEET = (
@@ -88,7 +91,7 @@ def puzzle(rng: Random, size: int) -> Example:
         questions,
         captions,
         preference=preference,
-        more=lambda: _look(rng, candidates, rng.randrange(8), rng.randrange(8)),
+        more=lambda: _look(rng, candidates, rng.randrange(8), rng.randrange(8)) + _steps(rng, candidates),
     )
 
 
@@ -177,6 +180,22 @@ def _look(rng: Random, candidates: list[Cell], shown: int, looked: int) -> list[
     return [
         Question(say(rng, FIND, cell=candidates[shown].name()), LETTERS[shown], "letter", 8),
         Question(say(rng, LOOK, letter=LETTERS[looked]), candidates[looked].name(), "phrase"),
+    ]
+
+
+def _steps(rng: Random, candidates: list[Cell]) -> list[Question]:
+    """The candidates that share one or two values with one of them, and whether a candidate does."""
+    known = sorted(rng.sample(range(3), rng.choice((1, 2))))
+    wanted = _values(rng.choice(candidates))
+    right = [c for c in candidates if all(_values(c)[i] == wanted[i] for i in known)]
+    color, kind, amount = (v if i in known else None for i, v in enumerate(wanted))
+    amount = NUMBERS[amount] if isinstance(amount, int) else amount
+    part = " ".join(w for w in (amount, color, plural(kind or "thing")) if w)
+    letters = [letter for letter, c in zip(LETTERS, candidates, strict=True) if c in right]
+    letter = rng.choice(LETTERS)
+    return [
+        Question(say(rng, SHOWING, part=part), ", ".join(letters), "phrase"),
+        Question(say(rng, SHOWN, letter=letter, part=part), "yes" if letter in letters else "no", choices=2),
     ]
 
 

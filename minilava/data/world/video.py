@@ -49,14 +49,22 @@ def video_qa(rng: Random, size: int, frames: int = FRAMES) -> Example:
 def video_caption(rng: Random, size: int, frames: int = FRAMES) -> Example:
     """Two or three events, to be told in order, and choices between descriptions that differ in a detail."""
     clip = random_clip(rng, rng.choice((2, 3)), meet=rng.random() < 0.25)
-    questions = [Question(say(rng, TELL), clip.describe(), "text")]
-    listed, letter = lettered(rng, clip.describe(), [describe(wrong(rng, clip.events))])
-    questions.append(Question(f"{say(rng, RIGHT)} {listed}", letter, "letter", 2))
-    questions.append(_event(rng, clip))
-    questions.append(_order(rng, [e.text() for e in clip.events]))
-    questions.append(Question(say(rng, TELL_FIRST), clip.events[0].text(), "phrase"))
-    questions.append(Question(say(rng, TELL_LAST), clip.events[-1].text(), "phrase"))
-    return _example(rng, clip, size, questions, frames)
+
+    def told() -> list[Question]:
+        listed, letter = lettered(rng, clip.describe(), [describe(wrong(rng, clip.events))])
+        return [
+            Question(f"{say(rng, RIGHT)} {listed}", letter, "letter", 2),
+            _event(rng, clip),
+            _order(rng, [e.text() for e in clip.events]),
+            Question(say(rng, TELL_FIRST), clip.events[0].text(), "phrase"),
+            Question(say(rng, TELL_LAST), clip.events[-1].text(), "phrase"),
+        ]
+
+    def more() -> list[Question]:
+        return told() + [q for event in clip.events for q in _about(rng, event)]
+
+    questions = [Question(say(rng, TELL), clip.describe(), "text"), *told()]
+    return _example(rng, clip, size, questions, frames, more)
 
 
 def _example(
