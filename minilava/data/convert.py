@@ -6,6 +6,7 @@ one pooled medium; 3D views are images; a lone picture may be tiled. Technique 2
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from minilava.inputs.video import load_video
 
 RECIPE = "train"
 FORMS = ("chat", "plain", "pairs")
+# All that stands up to the last medium, and the line's end if no word is between.
+MEDIA = re.compile(rf"(?:.*(?:{MARKERS.pattern})(?:[^\w\n]*\n)?)?", re.DOTALL)
 
 
 def to_samples(record: dict, source: Source, form: str, tokenizer: Any, config: ModelConfig, draw: float) -> list:
@@ -84,13 +87,11 @@ def _chats(
 
 
 def _turns(talk: Any) -> list[list[dict]]:
-    """A conversation for each answer: the media of the first question, and what stands before and between them to the
-    end of the line, with that answer's own question."""
+    """A conversation for each answer: the media of the first question, with what stands before and between them, and
+    that answer's own question."""
     texts = _texts(talk)
     first = next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
-    markers = [m.end() for m in MARKERS.finditer(texts[first])]
-    cut = markers[-1] if markers else 0
-    cut = texts[first].find("\n", cut) + 1 or cut if markers else 0
+    cut = MEDIA.match(texts[first]).end()
     if any(MARKERS.search(t) for i, t in enumerate(texts) if i != first):
         raise UserError("split_turns needs all media in the first question")
     begin, texts[first] = texts[first][:cut], texts[first][cut:]

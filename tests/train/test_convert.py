@@ -51,6 +51,35 @@ RECORD = {"id": 1, "image": [picture(0), picture(1)], "conversations": talk("<im
 PROMPT = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<image>a<image>b?<|im_end|>\n"
 
 
+@pytest.mark.parametrize(
+    "question, begin, rest",
+    [
+        ("<image>a<image>b?", "<image>a<image>", "b?"),
+        ("First <image> then <image>.\nWhat?\nSay it.", "First <image> then <image>.\n", "What?\nSay it."),
+        ("<image><image>\nWhat?", "<image><image>\n", "What?"),
+        ("What is <image> beside <image>?\nSay it.", "What is <image> beside <image>?\n", "Say it."),
+        ("What is <image> like in <image> there?\nSay.", "What is <image> like in <image>", " there?\nSay."),
+    ],
+)
+def test_split_turns_ask_each_question_about_the_same_media(convert, question, begin, rest):
+    rec = RECORD | {"conversations": talk(question, "cd", "ef")}
+    made = convert(rec, split_turns=True)
+    alone = [*convert(rec | {"conversations": talk(begin + rest, "cd")}),
+             *convert(rec | {"conversations": talk(begin + "more", "ef")})]  # fmt: skip
+    assert [written(convert, s) for s in made] == [written(convert, s) for s in alone]
+    assert made[1].leader is made[0] and made[1].patches is made[0].patches
+    assert made[1].ids[: made[1].shared] == made[0].ids[: made[1].shared] and IMAGE not in made[1].ids[made[1].shared :]
+
+
+def test_split_turns_need_media_in_front_and_answers_in_turns(convert):
+    later = [*talk("<image>a", "b")[:2], {"from": "human", "value": "<image>c"}, {"from": "gpt", "value": "d"}]
+    with pytest.raises(UserError, match="all media in the first question"):
+        convert(RECORD | {"conversations": later}, split_turns=True)
+    twice = [{"from": "human", "value": "<image>a<image>"}, {"from": "human", "value": "b"}]
+    with pytest.raises(UserError, match="questions and answers in turns"):
+        convert(RECORD | {"conversations": twice}, split_turns=True)
+
+
 def test_clean_labels_are_the_answers_and_their_end(convert):
     (sample,) = convert(RECORD)
     text, trained = written(convert, sample)
