@@ -3,11 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+import minilava
+from minilava.config import read_json
 from minilava.data.mixture import load_mixture
+from minilava.inputs.pack import pack
+from minilava.inputs.sample import Medium, Recipe, add_patches, build_sample
 from minilava.recipes import tiny
+from minilava.recipes.tiny import grow
 from minilava.recipes.tiny.__main__ import HERE, STAGES
 from minilava.train.config import load_config
+from minilava.train.new import write_new
 
 
 def test_every_file_is_a_stage():
@@ -18,7 +27,9 @@ def test_every_file_is_a_stage():
 def test_stages_follow_each_other():
     made = [load_config(HERE / f"{stage}.yaml") for stage in STAGES]
     assert [c.out for c in made] == [f"runs/tiny/{stage}" for stage in STAGES]
-    assert [c.init for c in made[1:]] == [f"{c.out}/model" for c in made[:-1]]
+    inits = [f"{c.out}/model" for c in made[:-1]]
+    inits[STAGES.index("deeper") - 1] = "runs/tiny/grown"  # from what practice leaves
+    assert [c.init for c in made[1:]] == inits
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "vocabulary"])
@@ -30,3 +41,53 @@ def test_every_source_draws_its_records(stage):
     for source in mixture.sources:
         record = source.records[len(source.records) - 1]
         assert record["conversations" if stage != "dpo" else "chosen"], source.name
+
+
+def small(folder: Path) -> Path:
+    """A model of six blocks, as the recipe's before it grows, with weights on one scale."""
+    shape = read_json(HERE / "shape.json")
+    shape["text_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    shape["text_config"]["num_key_value_heads"] = 2
+    shape["vision_config"] |= {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2}
+    return write_new(folder, shape, load_mixture(HERE / "vocabulary.yaml"), 300)
+
+
+def test_new_blocks_begin_as_the_identity(tmp_path):
+    src, dst = small(tmp_path / "old"), tmp_path / "new"
+    grow.grow(src, dst, 48, 40)
+    old, new = minilava.load(str(src)), minilava.load(str(dst))
+    assert len(new.model.text.blocks) == len(grow.ORDER) > len(old.model.text.blocks) == 6
+    image = Image.effect_noise((128, 128), 80).convert("RGB")
+    packed = pack([sample_of(old, image)], old.config.vision.patches)
+    with torch.no_grad():
+        assert torch.equal(old.model(packed), new.model(packed))
+
+
+def test_the_units_that_do_least_go(tmp_path):
+    """Two inner units of every MLP are given weights next to nothing: without them the model is as before."""
+    src, dst = small(tmp_path / "old"), tmp_path / "new"
+    weights = load_file(src / "model.safetensors")
+    for name, t in weights.items():
+        if "gate_proj" in name or "fc1.weight" in name:
+            t[[1, 7]] = 0
+        elif "fc1.bias" in name:
+            t[[1, 7]] = 0
+    save_file(weights, src / "model.safetensors", {"format": "pt"})
+    grow.grow(src, dst, 46, 38)
+    old, new = minilava.load(str(src)), minilava.load(str(dst))
+    assert new.model.text.blocks[3].gate.weight.shape == (46, 32) and new.config.vision.mlp_width == 38
+    packed = pack([sample_of(old, Image.effect_noise((128, 128), 80).convert("RGB"))], old.config.vision.patches)
+    with torch.no_grad():
+        torch.testing.assert_close(old.model(packed), new.model(packed))
+    grow.grow(src, tmp_path / "less", 44, 36)  # now others go as well
+    less = minilava.load(str(tmp_path / "less"))
+    with torch.no_grad():
+        assert not torch.allclose(old.model(packed), less.model(packed))
+
+
+def sample_of(vlm, image):
+    conversation = [{"role": "user", "content": [{"type": "media", "media": Medium("image", [image])}]}]
+    recipe = Recipe("train", anyres=False)
+    sample = build_sample(conversation, vlm.tokenizer, vlm.config, recipe)
+    add_patches(sample, conversation, vlm.config, recipe)
+    return sample

@@ -18,6 +18,7 @@ import torch
 from minilava.config import read_json
 from minilava.data.mixture import load_mixture
 from minilava.errors import command
+from minilava.recipes.tiny.grow import grow
 from minilava.runtime.vlm import TINY
 from minilava.train.config import load_config
 from minilava.train.log import read_log
@@ -25,9 +26,9 @@ from minilava.train.loop import train
 from minilava.train.new import write_new
 
 HERE = Path(__file__).parent
-STAGES = ("pretrain", "projector", "single", "interleave", "harder", "reading", "practice", "dpo")
+STAGES = ("pretrain", "projector", "single", "interleave", "harder", "reading", "practice", "deeper", "dpo")
 VOCABULARY = 1020  # with the four special tokens 1024
-KEPT_EVERY = 20  # steps: the log that ships with the model
+KEPT_EVERY = 40  # steps: the log that ships with the model
 
 
 def main() -> None:
@@ -37,12 +38,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting everywhere")
     args = parser.parse_args()
     stages = STAGES[: STAGES.index(args.until) + 1]
-    new = Path(load_config(HERE / "pretrain.yaml").init)
-    if not (new / "config.json").exists():
-        write_new(new, read_json(HERE / "shape.json"), load_mixture(HERE / "vocabulary.yaml"), VOCABULARY)
+    model = Path(load_config(HERE / "pretrain.yaml").init)
+    if not (model / "config.json").exists():
+        write_new(model, read_json(HERE / "shape.json"), load_mixture(HERE / "vocabulary.yaml"), VOCABULARY)
     for stage in stages:
         print(f"stage {stage}", file=sys.stderr)
-        model = train(load_config(HERE / f"{stage}.yaml", args.set))
+        config = load_config(HERE / f"{stage}.yaml", args.set)
+        if stage == "deeper" and not (Path(config.init) / "model.safetensors").exists():
+            grow(model, Path(config.init))
+        model = train(config)
     print(model)
     if args.install:
         install(model, stages, TINY)
