@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import minilava
 from minilava.config import read_json
-from minilava.data.mixture import load_mixture
+from minilava.data.mixture import Mixture, Source, load_mixture
+from minilava.data.world import World
 from minilava.inputs.pack import pack
 from minilava.inputs.sample import Medium, Recipe, add_patches, build_sample
 from minilava.recipes import tiny
@@ -49,7 +50,7 @@ def small(folder: Path) -> Path:
     shape["text_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
     shape["text_config"]["num_key_value_heads"] = 2
     shape["vision_config"] |= {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2}
-    return write_new(folder, shape, load_mixture(HERE / "vocabulary.yaml"), 300)
+    return write_new(folder, shape, Mixture([Source("a few", World("single_image", samples=50))]), 300)
 
 
 def test_new_blocks_begin_as_the_identity(tmp_path):
