@@ -27,8 +27,8 @@ class Packed:
 
     Samples about the same pictures may share a prefix, whose rows then stand in the batch once, with the first of them.
     gather: int64 (A,), the rows that each sample attends to, prefix and all, one sample after the other, or None where
-    nothing is shared. place: int64 (T,), where each row stands in gather as its own sample's. spans: how many of gather
-    are each sample's.
+    nothing is shared. place: int64 (T,), where each row stands in gather as its own sample's. cu_spans: int32 (S + 1,),
+    where each sample's part of gather begins. spans: how long it is, on the host.
     """
 
     ids: Tensor
@@ -46,6 +46,7 @@ class Packed:
     labels: Tensor | None = None
     gather: Tensor | None = None
     place: Tensor | None = None
+    cu_spans: Tensor | None = None
     spans: tuple[int, ...] | None = None
 
     @property

@@ -90,7 +90,7 @@ def _turns(talk: Any) -> list[list[dict]]:
     """A conversation for each answer: the media of the first question, with what stands before and between them, and
     that answer's own question."""
     texts = _texts(talk)
-    first = next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
+    first = _first_question(talk)
     cut = MEDIA.match(texts[first]).end()
     if any(MARKERS.search(t) for i, t in enumerate(texts) if i != first):
         raise UserError("split_turns needs all media in the first question")
@@ -112,8 +112,7 @@ def _conversation(talk: Sequence[dict], media: list[Medium]) -> list[dict]:
     if sum(counts) not in (0, len(media)):
         raise UserError(f"the conversation has {sum(counts)} placeholders but {len(media)} media")
     if not sum(counts):
-        first = next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
-        counts[first] = len(media)
+        counts[_first_question(talk)] = len(media)
     out, at = [], 0
     for message, text, count in zip(talk, texts, counts, strict=True):
         role = _role(message)
@@ -134,6 +133,10 @@ def _texts(talk: Any) -> list[str]:
     except (TypeError, UnicodeEncodeError):  # half of a surrogate pair is no text either
         raise UserError("a message has no text") from None
     return texts
+
+
+def _first_question(talk: Sequence[dict]) -> int:
+    return next((i for i, m in enumerate(talk) if _role(m) in ("human", "user")), 0)
 
 
 def _role(message: dict) -> Any:

@@ -6,6 +6,7 @@ Unlike upstream, nothing is truncated, nothing is padded, and a count that does 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,13 +35,9 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
 
     Of samples right behind their leader the pictures are encoded once, and what they share with it is computed once.
     """
-    led: list[bool] = []
-    for before, sample in zip([None, *samples], samples, strict=False):
-        led.append(before is not None and (before is sample.leader or led[-1] and before.leader is sample.leader))
-    shares = [s.shared if behind else 0 for s, behind in zip(samples, led, strict=True)]
-    holes_shared = [s.ids[:share].count(IMAGE) for s, share in zip(samples, shares, strict=True)]
-    own_layouts = [s.layouts[holes:] for s, holes in zip(samples, holes_shared, strict=True)]
-    total_views = sum(la.views for s, behind in zip(samples, led, strict=True) if not behind for la in s.layouts)
+    samples = _behind_leaders(samples)
+    own_layouts = [s.layouts[len(s.shared_layouts) :] for s in samples]
+    total_views = sum(layout.views for s in samples if s.leader is None for layout in s.layouts)
     weighted = [la for own in own_layouts for la in own if la.weights is not None]
     maxima = [la for own in own_layouts for la in own if la.taps is not None and la.weights is None]
     # The bank's sections: features, weighted mixtures, maxima, newline.
@@ -50,12 +47,12 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
 
     ids, positions, labels, rows, source, lengths = [], [], [], [], [], []
     mix_taps, max_taps, gather, place, token, view, gathered, first_view, first_row = [], [], [], [], 0, 0, 0, 0, 0
-    for number, (sample, layouts) in enumerate(zip(samples, own_layouts, strict=True)):
-        if not led[number]:
+    for sample, layouts in zip(samples, own_layouts, strict=True):
+        if sample.leader is None:
             first_view, first_row = view, token  # where what may be shared begins
-        view = first_view + sum(la.views for la in sample.layouts[: holes_shared[number]])
-        shared = sample.shared_tokens if shares[number] else 0
-        at = np.asarray(sample.ids[shares[number] :], np.int64)
+        view = first_view + sum(la.views for la in sample.shared_layouts)
+        shared = sample.shared_tokens
+        at = np.asarray(sample.ids[sample.shared :], np.int64)
         holes = np.flatnonzero(at == IMAGE)
         if len(holes) != len(layouts):
             raise UserError(f"{sample.ids.count(IMAGE)} image placeholders but {len(sample.layouts)} images")
@@ -66,7 +63,7 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
         ids.append(np.repeat(np.where(at == IMAGE, 0, at), widths))
         positions.append(shared + np.arange(length))
         if sample.labels is not None:
-            marks = np.asarray(sample.labels[shares[number] :], np.int64)
+            marks = np.asarray(sample.labels[sample.shared :], np.int64)
             labels.append(np.repeat(np.where(at == IMAGE, IGNORE, marks), widths))
         for hole, la in zip(holes, layouts, strict=True):
             rows.append(token + starts[hole] + np.arange(la.tokens))
@@ -88,8 +85,9 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
     def cat(parts: list[np.ndarray]) -> Tensor | None:
         return torch.from_numpy(np.concatenate(parts)) if parts else None
 
-    patches = [p for s, behind in zip(samples, led, strict=True) if not behind for p in s.patches]
-    sharing = any(shares)
+    patches = [p for s in samples if s.leader is None for p in s.patches]
+    sharing = any(s.shared for s in samples)
+    spans = [len(rows) for rows in gather]
     mix_weights = cat([la.weights.astype(np.float32) for la in weighted])
     return Packed(
         ids=cat(ids),
@@ -105,5 +103,16 @@ def pack(samples: Sequence[Sample], patches_per_view: int) -> Packed:
         labels=cat(labels),
         gather=cat(gather) if sharing else None,
         place=cat(place) if sharing else None,
-        spans=tuple(map(len, gather)) if sharing else None,
+        cu_spans=torch.tensor([0, *np.cumsum(spans)], dtype=torch.int32) if sharing else None,
+        spans=tuple(spans) if sharing else None,
     )
+
+
+def _behind_leaders(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples, of which those that do not stand right behind their leader, or behind others of it, follow none."""
+    out: list[Sample] = []
+    for i, sample in enumerate(samples):
+        leader = sample.leader
+        behind = i > 0 and leader is not None and (samples[i - 1] is leader or out[-1].leader is leader)
+        out.append(sample if behind or leader is None else replace(sample, leader=None, shared=0))
+    return out

@@ -60,9 +60,13 @@ class Sample:
         return len(self.ids) - len(self.layouts) + self.image_tokens
 
     @property
+    def shared_layouts(self) -> list[Layout]:
+        return self.layouts[: self.ids[: self.shared].count(IMAGE)]
+
+    @property
     def shared_tokens(self) -> int:
-        holes = self.ids[: self.shared].count(IMAGE)
-        return self.shared - holes + sum(layout.tokens for layout in self.layouts[:holes])
+        layouts = self.shared_layouts
+        return self.shared - len(layouts) + sum(layout.tokens for layout in layouts)
 
     def follow(self, leader: Sample) -> None:
         """Take pictures and the beginning from another sample about the same media.

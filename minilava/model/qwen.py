@@ -6,7 +6,6 @@ T packed rows, D width, H heads and G key-value heads of K, R cache rows, S sequ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +57,7 @@ class Segments:
         """The samples of a batch, without a cache."""
         if packed.gather is None:
             return Segments.whole(packed.cu_seqlens, packed.lengths)
-        cu = torch.tensor([0, *accumulate(packed.spans)], dtype=torch.int32, device=packed.ids.device)
-        return replace(Segments.whole(cu, packed.spans), gather=packed.gather, place=packed.place)
+        return replace(Segments.whole(packed.cu_spans, packed.spans), gather=packed.gather, place=packed.place)
 
     def last_rows(self, rows: Tensor) -> Segments:
         """The same keys, but one query per sequence in ``rows``: the last row of each."""
@@ -102,8 +100,7 @@ class Block(nn.Module):
             query = query.view(-1, h, k)
         gather = segments.gather
         if gather is not None:  # every sample's prefix beside its own rows
-            query, (key, value) = _rows(query, gather), (_rows(t, gather) for t in kv)
-            kv = (key, value)
+            query, *kv = (_rows(t, gather) for t in (query, *kv))
         elif last is not None:
             query, x, segments = query[last], x[last], segments.last_rows(last)
         a = attention(

@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import minilava
 from minilava.config import read_json
 from minilava.data.mixture import Mixture, Source, load_mixture
 from minilava.data.world import World
 from minilava.inputs.pack import pack
-from minilava.inputs.sample import Medium, Recipe, add_patches, build_sample
 from minilava.recipes import tiny
 from minilava.recipes.tiny import grow
 from minilava.recipes.tiny.__main__ import HERE, STAGES
 from minilava.train.config import load_config
 from minilava.train.new import write_new
+from tests.checkpoints import resave
+from tests.runtime.test_invariance import picture
+from tests.runtime.test_pictures import sample
 
 
 def test_every_file_is_a_stage():
@@ -58,8 +58,7 @@ def test_new_blocks_begin_as_the_identity(tmp_path):
     grow.grow(src, dst, 48, 40)
     old, new = minilava.load(str(src)), minilava.load(str(dst))
     assert len(new.model.text.blocks) == len(grow.ORDER) > len(old.model.text.blocks) == 6
-    image = Image.effect_noise((128, 128), 80).convert("RGB")
-    packed = pack([sample_of(old, image)], old.config.vision.patches)
+    packed = pack([sample(old, picture(1, 128, 128))], old.config.vision.patches)
     with torch.no_grad():
         assert torch.equal(old.model(packed), new.model(packed))
 
@@ -67,28 +66,20 @@ def test_new_blocks_begin_as_the_identity(tmp_path):
 def test_the_units_that_do_least_go(tmp_path):
     """Two inner units of every MLP are given weights next to nothing: without them the model is as before."""
     src, dst = small(tmp_path / "old"), tmp_path / "new"
-    weights = load_file(src / "model.safetensors")
-    for name, t in weights.items():
-        if "gate_proj" in name or "fc1.weight" in name:
-            t[[1, 7]] = 0
-        elif "fc1.bias" in name:
-            t[[1, 7]] = 0
-    save_file(weights, src / "model.safetensors", {"format": "pt"})
+
+    def silence(weights):
+        for name, t in weights.items():
+            if "gate_proj" in name or "fc1" in name:
+                t[[1, 7]] = 0
+
+    resave(src, silence)
     grow.grow(src, dst, 46, 38)
     old, new = minilava.load(str(src)), minilava.load(str(dst))
     assert new.model.text.blocks[3].gate.weight.shape == (46, 32) and new.config.vision.mlp_width == 38
-    packed = pack([sample_of(old, Image.effect_noise((128, 128), 80).convert("RGB"))], old.config.vision.patches)
+    packed = pack([sample(old, picture(1, 128, 128))], old.config.vision.patches)
     with torch.no_grad():
         torch.testing.assert_close(old.model(packed), new.model(packed))
     grow.grow(src, tmp_path / "less", 44, 36)  # now others go as well
     less = minilava.load(str(tmp_path / "less"))
     with torch.no_grad():
         assert not torch.allclose(old.model(packed), less.model(packed))
-
-
-def sample_of(vlm, image):
-    conversation = [{"role": "user", "content": [{"type": "media", "media": Medium("image", [image])}]}]
-    recipe = Recipe("train", anyres=False)
-    sample = build_sample(conversation, vlm.tokenizer, vlm.config, recipe)
-    add_patches(sample, conversation, vlm.config, recipe)
-    return sample

@@ -95,19 +95,12 @@ def test_turns_that_share_their_beginning_are_the_sum_of_the_turns(tiny, kind):
     """Split turns against conversations of one turn each: losses and gradients, by the same rule."""
     tokenizer, config = tools(tiny)
     turns = [("what is it?", "a car"), ("where?", "at the top right"), ("what else is there?", "a house")]
-    media, settings = {
-        "text": ({}, {}),
-        "images": ({"image": [picture(1), picture(2)]}, {}),
-        "tiled": ({"image": [picture(0, (100, 48))]}, {}),
-        "pooled": ({"video": [picture(i) for i in range(4)]}, {"frames": 4, "pool": "average"}),
+    begin, media, settings = {
+        "text": ("", {}, {}),
+        "images": ("First <image> then <image>\n", {"image": [picture(1), picture(2)]}, {}),
+        "tiled": ("First <image>\n", {"image": [picture(0, (100, 48))]}, {}),
+        "pooled": ("<video>\n", {"video": [picture(i) for i in range(4)]}, {"frames": 4, "pool": "average"}),
     }[kind]
-    begin = (
-        ""
-        if not media
-        else "<video>\n"
-        if "video" in media
-        else "First " + " then ".join(["<image>"] * len(media["image"])) + "\n"
-    )
 
     def record(*some):
         texts = [begin + some[0][0], *(q for q, _ in some[1:])]
@@ -125,6 +118,8 @@ def test_turns_that_share_their_beginning_are_the_sum_of_the_turns(tiny, kind):
     both = pack(split + samples_of(tiny, "text") + split, patches)
     rest = [pack([s], patches) for s in [*single, *samples_of(tiny, "text"), *single]]
     assert both.tokens < sum(p.tokens for p in rest) and sum(both.spans) == sum(p.tokens for p in rest)
+    with torch.no_grad():
+        torch.testing.assert_close(model(both, last_only=True), torch.cat([model(p, last_only=True) for p in rest]))
     shared, alone = run_packs(model, [both]), run_packs(model, rest)
     exact = run_packs(model.double(), rest, exact=True)
     assert_within(shared[0], alone[0], exact[0])

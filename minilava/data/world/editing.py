@@ -67,9 +67,13 @@ def image_edit(rng: Random, size: int) -> Example:
         change = random_change(rng, first, CHANGE_OF[edit])
         second, right, brief = change.apply(first), instruction(change), instruction(change, short=True)
         asked = _details(change)
+
+    def about() -> list[Question]:
+        return [Question(say(rng, forms), answer, style, choices) for forms, answer, style, choices in asked]
+
     wrong = _wrong(rng, first, edit, brief)
-    questions = [Question(say(rng, forms), answer, style, choices) for forms, answer, style, choices in asked]
-    questions += [
+    questions = [
+        *about(),
         Question(say(rng, WRITE), right, "text"),
         _kind(rng, edit),
         *_judge(rng, brief, [w[1] for w in wrong]),
@@ -80,9 +84,8 @@ def image_edit(rng: Random, size: int) -> Example:
     preference = (say(rng, WRITE), right, wrong[0][0])
 
     def more() -> list[Question]:
-        again = [Question(say(rng, forms), answer, style, choices) for forms, answer, style, choices in asked]
-        wrong = [w[1] for w in _wrong(rng, first, edit, brief)]
-        return [*again, _kind(rng, edit), *_judge(rng, brief, rng.sample(wrong, 2))]
+        details, wrong = about(), [w[1] for w in _wrong(rng, first, edit, brief)]
+        return [*details, _kind(rng, edit), *_judge(rng, brief, rng.sample(wrong, 2))]
 
     return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference, more=more)
 

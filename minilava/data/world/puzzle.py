@@ -187,11 +187,10 @@ def _steps(rng: Random, candidates: list[Cell]) -> list[Question]:
     """The candidates that share one or two values with one of them, and whether a candidate does."""
     known = sorted(rng.sample(range(3), rng.choice((1, 2))))
     wanted = _values(rng.choice(candidates))
-    right = [c for c in candidates if all(_values(c)[i] == wanted[i] for i in known)]
     color, kind, amount = (v if i in known else None for i, v in enumerate(wanted))
     amount = NUMBERS[amount] if isinstance(amount, int) else amount
     part = " ".join(w for w in (amount, color, plural(kind or "thing")) if w)
-    letters = [letter for letter, c in zip(LETTERS, candidates, strict=True) if c in right]
+    letters = [k for k, c in zip(LETTERS, candidates, strict=True) if all(_values(c)[i] == wanted[i] for i in known)]
     letter = rng.choice(LETTERS)
     return [
         Question(say(rng, SHOWING, part=part), ", ".join(letters), "phrase"),
