@@ -114,5 +114,5 @@ def _behind_leaders(samples: Sequence[Sample]) -> list[Sample]:
     for i, sample in enumerate(samples):
         leader = sample.leader
         behind = i > 0 and leader is not None and (samples[i - 1] is leader or out[-1].leader is leader)
-        out.append(sample if behind or leader is None else replace(sample, leader=None, shared=0))
+        out.append(sample if behind else replace(sample, leader=None, shared=0))
     return out
