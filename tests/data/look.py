@@ -97,6 +97,11 @@ def meaning(question):
     return options(question.text).get(question.answer, question.answer)
 
 
+def told(answer):
+    """{name: what is said of it} of an answer of the style "each"."""
+    return dict(part.split(" ", 1) for part in answer.split(", "))
+
+
 def same_pixels(a, b):
     return len(a) == len(b) and all(
         Image.Image.tobytes(x) == Image.Image.tobytes(y) and x.size == y.size for x, y in zip(a, b, strict=True)

@@ -125,7 +125,7 @@ def test_image_edit():
         color = backdrop(made.frames[1])
         assert (color == backdrop(made.frames[0])) == (what != "none")
         edit, right = instructed(what, old, new, color)
-        for q in made.questions:
+        for q in every(made):
             if q.style in EXACT:
                 seen[check(q, answers_edit(edit, right, old, new, color))] += 1
             else:

@@ -8,7 +8,7 @@ import pytest
 
 from minilava.data.world import draw, example, make
 from minilava.data.world.scene import CELLS, NUMBERS
-from tests.data.look import every
+from tests.data.look import every, told
 
 TASKS = ("single_image", "multi_image_vqa", "low_level", "puzzle", "text_rich")
 EXACT = ("word", "phrase", "letter")
@@ -137,7 +137,25 @@ MULTI = [
      lambda s, i, j: yes(len(s[int(i) - 1]) == len(s[int(j) - 1]))),
     (r"Are there as many things in picture (.) as in picture (.)",
      lambda s, i, j: yes(len(s[int(i) - 1]) == len(s[int(j) - 1]))),
+    (r"Does picture (.) show an? (.+)", lambda s, i, part: yes(has(s[int(i) - 1], part))),
+    (r"Is an? (.+) in picture (.)", lambda s, part, i: yes(has(s[int(i) - 1], part))),
+    (r"(?:Which pictures show|In which pictures is) an? (.+)",
+     lambda s, part: " and ".join(", ".join(NUMBERS[i + 1] for i, t in enumerate(s) if has(t, part)).rsplit(", ", 1))),
 ]  # fmt: skip
+# The same, told picture by picture.
+EACH = [
+    (r"(?:How many|Count the) (.+?)(?: are)? in all pictures(?: together)?",
+     lambda s, what: [count_all([t], what) for t in s]),
+    (r"Which picture (?:has|shows) the most things|In which picture are most things",
+     lambda s: [NUMBERS[len(t)] for t in s]),
+    (r".* an? (\w+ ?\w*?)(?: in (?:each|every) picture)?(?:. True or false)?",
+     lambda s, part: [yes(has(t, part)) for t in s]),
+]  # fmt: skip
+
+
+def has(scene, part):
+    """Whether there is a thing of this kind, or of this color and kind."""
+    return any(part in (t[2], f"{t[1]} {t[2]}") for t in scene)
 
 
 def solve_multi(text, made):
@@ -224,7 +242,20 @@ def solve_puzzle(text, made):
         said = {PLURALS.get(w, w.removesuffix("s")) if w != "cross" else w for w in part.split()} - {"thing"}
         return [k for k, n in zip("ABCDEFGH", names, strict=True) if said <= set(parse_cell(n))]
 
+    def same(what):
+        """The letters of the candidates that have this value of the missing cell."""
+        k = {"color": 1, "kind": 2}.get(what, 0)
+        return ", ".join(x for x, n in zip("ABCDEFGH", names, strict=True) if parse_cell(n)[k] == right[k])
+
+    def along(what, row):
+        """A value of the cells of a row, the missing one left out."""
+        side, k = (len(cells) + 1) ** 0.5, {"color": 1, "kind": 2}.get(what, 0)
+        values = [parse_cell(n)[k] for n in cells[int((int(row) - 1) * side) : int(int(row) * side)]]
+        return ", ".join(str(NUMBERS.index(v)) if what == "number" else v for v in values)
+
     return solve([
+        (r"Which candidates (?:have the missing|show the) (\w+)(?: that is missing)?", same),
+        (r"(?:What are|Name) the (\w+)s (?:of|in) row (.)", along),
         (r"(?:Which candidates show|Which letters stand for) (.+)", lambda part: ", ".join(like(part))),
         (r"(?:Does|Is) candidate (.) (?:show|one of) (.+)", lambda k, part: yes(k in like(part))),
         (r"Which candidate (?:completes|belongs).*|Choose the candidate.*", lambda: letter),
@@ -249,6 +280,7 @@ def solve_text(text, made):
         assert sum(map(int, prices.values())) == 2 * int(prices["total"])
     extreme = {"highest": max, "lowest": min}
     return solve([
+        (r"What do the signs say|Read all signs", lambda: said),
         (r"Do both signs say the same|Is the same written on both signs", lambda: yes(said[0] == said[1])),
         (r'(?:Which picture says|In which picture is) "(\w+)"(?: written)?',
          lambda label: index_of([s == label for s in said])),
@@ -277,6 +309,8 @@ def test_every_exact_answer_follows_from_the_captions(task):
     for made in samples(task, 300):
         assert len(made.captions) == len(made.frames)
         for q in every(made):
+            if q.style in ("each", "option"):
+                check_steps(task, q, made)
             if q.style not in EXACT:
                 continue
             text, answer = q.text, q.answer
@@ -287,6 +321,24 @@ def test_every_exact_answer_follows_from_the_captions(task):
                 text = text.partition(" (A)")[0]
                 answer = NUMBERS[int(answer[-1])] if answer.startswith("picture ") else answer
             assert SOLVERS[task](text, made) == answer, (q, made.captions)
+
+
+def check_steps(task, question, made):
+    """What is answered for every picture or candidate, and a candidate with its letter."""
+    text, names = question.text, [str(i + 1) for i in range(len(made.frames))]
+    if task == "multi_image_vqa":
+        right = solve(EACH, text, [things(c) for c in made.captions])
+    elif task == "puzzle" and question.style == "option":
+        letter = solve_puzzle(text, made)
+        assert question.answer == f"{solve_puzzle(f'What is candidate {letter}?', made)} ({letter})"
+        return
+    elif task == "puzzle":
+        letter, names = solve_puzzle(text, made), "ABCDEFGH"
+        right = [yes(name == letter) for name in names]
+    else:
+        said, wanted = solve_text("Read all signs.", made), re.search('"(.*)"', text)
+        right = [yes(s == wanted[1]) for s in said] if wanted else said
+    assert told(question.answer) == dict(zip(names, right, strict=True)), question
 
 
 def check_scene(picture, caption):

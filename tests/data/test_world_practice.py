@@ -1,6 +1,9 @@
 """Practice: many questions on the same pictures, some of them to be answered by a letter."""
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from random import Random
 
@@ -10,8 +13,13 @@ import yaml
 from minilava.data.mixture import load_mixture
 from minilava.data.world import TASKS, World, make
 from minilava.data.world.example import Question
-from minilava.data.world.practice import spelled, with_letters
+from minilava.data.world.practice import fewer, judged, spelled, stepped, with_letters
 from minilava.errors import UserError
+
+EDIT = Question(
+    "Which edit? (A) remove the red car (B) add a fish at the top (C) make the green fish larger", "B", "letter", 3
+)
+OPTION = re.compile(r"\(([A-H])\) (.+?)(?= \([A-H]\)|$)")
 
 
 def turns(record):
@@ -19,7 +27,7 @@ def turns(record):
     return list(zip(said[::2], said[1::2], strict=True))
 
 
-@pytest.mark.parametrize("answer", ["red", "fish", "bottom left", "three", "bank", "41", "9", "red fish"])
+@pytest.mark.parametrize("answer", ["red", "fish", "bottom left", "three", "bank", "41", "9", "red fish", "moved"])
 def test_options_hold_the_answer_once_under_its_letter(answer):
     counts, letters = Counter(), Counter()
     for i in range(200):
@@ -35,10 +43,62 @@ def test_options_hold_the_answer_once_under_its_letter(answer):
 
 
 def test_a_spelled_answer_is_the_option_and_its_letter():
-    made = spelled(Question("Which? (A) remove the red car (B) add a fish at the top", "B", "letter", 2))
-    assert made.answer == "add a fish at the top (B)" and made.style == "option"
-    shown = Question("Which candidate belongs there?", "G", "letter", 8)  # its options are pictures
-    assert spelled(shown) is shown
+    made = spelled(EDIT)
+    assert made.answer == "add a fish at the top (B)" and made.style == "option" and made.text == EDIT.text
+
+
+def test_a_judged_answer_says_of_every_option_whether_it_is_right():
+    made = judged(EDIT)
+    assert made.answer == "A no, B yes, C no" and made.style == "each" and made.text == EDIT.text
+
+
+def test_fewer_options_are_some_of_those_with_the_right_one():
+    seen, given = Counter(), dict(OPTION.findall(EDIT.text))
+    for i in range(200):
+        made = fewer(Random(i), EDIT)
+        listed = dict(OPTION.findall(made.text))
+        assert made.text.startswith("Which edit? (A) ") and listed[made.answer] == "add a fish at the top"
+        assert set(listed.values()) <= set(given.values()) and list(listed) == list("ABC"[: len(listed)])
+        seen[made.answer, len(listed)] += 1
+    assert len(seen) == 5 and min(seen.values()) > 20
+
+
+def test_steps_keep_what_is_asked():
+    styles = Counter()
+    for i in range(300):
+        made = stepped(Random(i), EDIT)
+        listed = dict(OPTION.findall(made.text))
+        (right,) = (k for k, option in listed.items() if option == "add a fish at the top")
+        given = {"letter": right, "option": f"add a fish at the top ({right})"}
+        assert given.get(made.style, ", ".join(f"{k} {'yes' if k == right else 'no'}" for k in listed)) == made.answer
+        styles[made.style] += 1
+    assert set(styles) == {"letter", "option", "each"} and min(styles.values()) > 50
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question("Which candidate belongs there?", "G", "letter", 8),  # its options are pictures
+        Question("What color is it?", "red"),
+        Question("Tell.", "A red car is at the top.", "sentence"),
+    ],
+)
+def test_questions_without_listed_options_have_no_steps(question):
+    assert all(stepped(Random(i), question) is question for i in range(20))
+
+
+def test_practice_does_not_depend_on_the_process():
+    """Strings hash differently in every process: nothing may be drawn in the order of a set of them."""
+    code = (
+        "from minilava.data.world import TASKS, make; import hashlib\n"
+        "said = [make(t, 'train', i, 32, turns=14, practice=True)['conversations'] for t in TASKS for i in range(40)]\n"
+        "print(hashlib.sha256(repr(said).encode()).hexdigest())"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("1", "2")
+    ]
+    assert runs[0].stdout == runs[1].stdout != b"", runs[0].stderr
 
 
 @pytest.mark.parametrize(
@@ -48,7 +108,7 @@ def test_a_spelled_answer_is_the_option_and_its_letter():
         Question("Same?", "no", "word", 2),
         Question("Which? (A) red (B) blue", "A", "letter", 2),
         Question("Tell.", "A red car is at the top.", "sentence"),
-        Question("How do they differ?", "moved", "word", 7),
+        Question("Which edit?", "remove the red car", "phrase"),
     ],
 )
 def test_questions_whose_answers_have_no_family_stay(question):

@@ -10,7 +10,17 @@ import pytest
 
 from minilava.data.world import daily, example, make, story
 from minilava.data.world.scene import CELLS, NUMBERS
-from tests.data.look import EXACT, asked, assert_balanced, assert_seen, assert_well_formed, check, every, read_caption
+from tests.data.look import (
+    EXACT,
+    asked,
+    assert_balanced,
+    assert_seen,
+    assert_well_formed,
+    check,
+    every,
+    read_caption,
+    told,
+)
 
 caption = import_module("minilava.data.world.captions")
 TASKS = ("visual_story", "image_caption", "daily")
@@ -45,15 +55,34 @@ def test_visual_story():
             answers = beginning(frames)
         else:
             answers = whole(frames)
-            (told,) = (q.answer for q in made.questions if q.style == "text")
-            assert told == answers.pop("told")
-        for q in made.questions:
-            if q.style in EXACT:
+            (text,) = (q.answer for q in made.questions if q.style == "text")
+            assert text == answers.pop("told")
+        names = "ABCD" if story.FIRST in answers else "1234"
+        answers |= followed(dict(zip(names, frames, strict=False)))
+        for q in every(made):
+            if q.style in (*EXACT, "each"):
                 seen[check(q, answers)] += 1
     assert set(seen) == {
         story.WHO, story.END, story.START, story.WHERE, story.WHEN, story.ENDING, story.COLLECTED, story.FIRST,
-        story.LAST, story.ORDER, story.NEXT_THING, story.NEXT_PLACE,
+        story.LAST, story.ORDER, story.NEXT_THING, story.NEXT_PLACE, story.WHERE_EACH, story.STAYS, story.PRESENT,
     }  # fmt: skip
+
+
+def followed(frames):
+    """What is asked about single pictures in practice. frames: {name of a picture: {name: thing}}."""
+    hero = mover([f for f in frames.values() if len(f) == max(map(len, frames.values()))])
+
+    def where(name, frame):
+        return frame[name].where if name in frame else "nowhere"
+
+    return {
+        story.WHERE: lambda slots: where(hero, frames[slots["n"]]),
+        story.WHERE_EACH: lambda _: ", ".join(f"{n} {where(hero, f)}" for n, f in frames.items()),
+        story.PRESENT: lambda slots: ", ".join(
+            f"{n} {'yes' if slots['name'] in f else 'no'}" for n, f in frames.items()
+        ),
+        story.STAYS: lambda slots: next(f[slots["name"]].where for f in frames.values() if slots["name"] in f),
+    }
 
 
 def mover(frames):
@@ -87,7 +116,6 @@ def whole(frames):
         story.WHO: lambda _: hero,
         story.START: lambda _: CELLS[cells[0]],
         story.END: lambda _: CELLS[cells[-1]],
-        story.WHERE: lambda slots: CELLS[cells[int(slots["n"]) - 1]],
         story.WHEN: lambda slots: NUMBERS[1 + cells.index(CELLS.index(slots["where"]))],
         story.ENDING: lambda _: ending,
         story.COLLECTED: lambda _: goal,
@@ -131,7 +159,11 @@ def test_image_caption():
     for made in samples("image_caption"):
         frames = [read_caption(c) for c in made.captions]
         for q in every(made):
-            if q.style in EXACT:
+            if q.style == "each":
+                part = asked(q.text, m.SHOWING)["part"]
+                marks = {str(i + 1): "yes" if shows(part, f) else "no" for i, f in enumerate(frames)}
+                assert told(q.answer) == marks
+            elif q.style in EXACT:
                 seen[check(q, answers_caption(frames, q))] += 1
             else:
                 assert q.answer == made.captions[int(asked(q.text, m.WRITE)["n"]) - 1]
@@ -185,8 +217,12 @@ def test_daily():
         for frame, night in zip(made.frames, dark, strict=True):
             assert (sum(frame.getpixel((1, 1))) < 300) == night
         answers = answers_daily(places, dark, [read_caption(t) for t in things])
-        for q in made.questions:
-            if q.style in EXACT:
+        for q in every(made):
+            if q.style == "each":
+                one = [answers_daily([p], [True], [read_caption(t)]) for p, t in zip(places, things, strict=True)]
+                slots = asked(q.text, m.HOW_MANY)
+                assert list(told(q.answer).values()) == [a[m.HOW_MANY](slots) for a in one]
+            elif q.style in EXACT:
                 seen[check(q, answers)] += 1
             else:
                 assert [bool(re.search(f"{p} at night", q.answer)) for p in places] == dark

@@ -127,7 +127,9 @@ def test_answers_of_video_qa():
         for q in every(made):
             text, named = q.text, NAME.findall(q.text)
             last = {k: t[-1] for k, t in seen.items() if t[-1]}
-            if q.style == "letter":
+            if steps(q, seen, brief_time):
+                kinds["step"] += 1
+            elif q.style == "letter":
                 kinds["order"] += 1
                 when = {a: brief_time(clause, seen) for a, clause in options(text).items()}
                 assert None not in when.values() and len(set(when.values())) == len(when)
@@ -162,7 +164,23 @@ def test_answers_of_video_qa():
                 kinds["meet"] += 1
                 distance = apart(*(seen[k] for _, k in named))
                 assert q.answer == ("yes" if distance == 1 else "no") and q.choices == 2
-    assert len(kinds) == 9 and min(kinds.values()) > 40
+    assert len(kinds) == 10 and min(kinds.values()) > 40
+
+
+def steps(question, seen, when):
+    """Check what practice asks about an order; whether it is such a question. when: of a clause, the frame."""
+    text, listed = question.text.partition(" (A)")[0], options(question.text)
+    changing = {k: time(t) for k, t in seen.items() if time(t) is not None}
+    pick = max if "last" in text else min
+    if re.match("Which thing (changes|does something)", text):
+        kind = pick(changing, key=changing.get)
+        name = f"{next(s for s in seen[kind] if s)[1]} {kind}"
+        assert listed.get(question.answer, question.answer) == name
+        return True
+    clause = re.match(r"(?:Is the (?:first|last) event|Does it happen (?:first|last)) that (.*)\?", text)
+    if clause:
+        assert question.answer == ("yes" if when(clause[1], seen) == pick(changing.values()) else "no")
+    return bool(clause)
 
 
 def brief_time(clause, seen):
@@ -174,13 +192,20 @@ def brief_time(clause, seen):
 
 
 def test_answers_of_video_caption():
+    kinds = Counter()
     for made in samples("video_caption", 300):
         seen = tracks(made.captions)
         clauses = next(q.answer for q in made.questions if q.style == "text").split(", then ")
         assert tells(", then ".join(clauses), seen)
-        for q in made.questions:
+        for q in every(made):
             listed = options(q.text)
-            if q.style == "phrase":
+            if steps(q, seen, happens):
+                kinds["step"] += 1
+            elif " that " in q.text:
+                kinds[q.answer] += 1
+                clause = re.search(" that (.*)\\?$", q.text)[1]
+                assert q.answer == ("no" if happens(clause, seen) is None else "yes")
+            elif q.style == "phrase" and re.search("first|last", q.text):
                 assert q.answer == clauses[0 if "first" in q.text else -1]
             elif q.style == "letter" and set(listed.values()) == set(clauses):
                 assert listed[q.answer] == clauses[-1 if "last" in q.text else 0]
@@ -189,6 +214,7 @@ def test_answers_of_video_caption():
             elif q.style == "letter":
                 assert len(set(listed.values())) == 4
                 assert [a for a, o in listed.items() if happens(o, seen) is not None] == [q.answer]
+    assert kinds["step"] > 600 and min(kinds["yes"], kinds["no"]) > 100
 
 
 @pytest.mark.parametrize("task", TASKS)

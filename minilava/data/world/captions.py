@@ -7,7 +7,7 @@ from itertools import product
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, lettered, number_images, say
+from minilava.data.world.example import Example, Question, a, each, lettered, number_images, say, yes
 from minilava.data.world.scene import ALL, NUMBERS, Scene, Thing, random_thing
 
 PROMPTS = (
@@ -45,19 +45,18 @@ def image_caption(rng: Random, size: int) -> Example:
     rng.shuffle(differing)
     background = rng.choice(list(draw.BACKGROUNDS))
     scenes = [Scene((same,), background).having(t) for t in differing]
-    if counted == "color":
-        question = Question(say(rng, COUNT_COLOR, value=value), NUMBERS[often], choices=count + 1)
-    else:
-        question = Question(say(rng, COUNT_KIND, value=a(value)), NUMBERS[often], choices=count + 1)
+    counting = _count(rng, differing, counted, value)
     captions = [s.caption() for s in scenes]
-    questions = [question, *_fitting(rng, differing, captions)]
+    questions = [counting, *_fitting(rng, differing, captions)]
     rng.shuffle(questions)
     n = rng.randrange(count)
     preference = (say(rng, WRITE, n=n + 1), captions[n], captions[n - 1])
     frames, prompt = [s.draw(size) for s in scenes], _prompt(rng, count)
 
     def more() -> list[Question]:
-        return _fitting(rng, differing, captions) + _steps(rng, differing)
+        what, values = rng.choice((("color", colors[1:]), ("kind", kinds[1:])))
+        again = _count(rng, differing, what, rng.choice(values))
+        return [again, *_fitting(rng, differing, captions), *_steps(rng, differing)]
 
     return Example("image", frames, prompt, questions, captions, preference=preference, more=more)
 
@@ -71,6 +70,13 @@ def _prompt(rng: Random, count: int) -> str:
 def brief(thing: Thing) -> str:
     """What tells a picture from the others: "a red car at the top"."""
     return f"{a(thing.name)} at the {thing.where}"
+
+
+def _count(rng: Random, differing: list[Thing], what: str, value: str) -> Question:
+    """In how many pictures a thing has this color, or is of this kind."""
+    often = sum(getattr(t, what) == value for t in differing)
+    text = say(rng, COUNT_COLOR, value=value) if what == "color" else say(rng, COUNT_KIND, value=a(value))
+    return Question(text, NUMBERS[often], choices=len(differing) + 1)
 
 
 def _fitting(rng: Random, differing: list[Thing], full: list[str]) -> list[Question]:
@@ -103,14 +109,23 @@ def _steps(rng: Random, differing: list[Thing]) -> list[Question]:
 
     parts, k = [part(t) for t in differing], rng.randrange(len(differing))
     asked = rng.choice(parts)
-    right = [i for i, p in enumerate(parts) if p == asked]
+    return showing(rng, asked, [p == asked for p in parts], k)
+
+
+def showing(rng: Random, part: str, shown: list[bool], k: int) -> list[Question]:
+    """Which pictures show something, told as a list and picture by picture, and whether picture k does. shown: in
+    which it is."""
+    marks = {str(i + 1): yes(right) for i, right in enumerate(shown)}
     return [
-        Question(say(rng, SHOWING, part=asked), numbered(right), "phrase"),
-        Question(say(rng, SHOWN, part=asked, n=k + 1), "yes" if k in right else "no", choices=2),
+        Question(say(rng, SHOWING, part=part), numbered([i for i, right in enumerate(shown) if right]), "phrase"),
+        Question(say(rng, SHOWING, part=part), each(marks), "each"),
+        Question(say(rng, SHOWN, part=part, n=k + 1), yes(shown[k]), choices=2),
     ]
 
 
 def numbered(pictures: list[int]) -> str:
-    """Pictures counted from 0, in words: "one, two and four"."""
+    """Pictures counted from 0, in words: "one, two and four"; "none"."""
+    if not pictures:
+        return "none"
     *first, last = (NUMBERS[i + 1] for i in pictures)
     return f"{', '.join(first)} and {last}" if first else last

@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, number_images, say
+from minilava.data.world.example import Example, Question, a, each, number_images, say
 from minilava.data.world.scene import JITTER, NUMBERS, Thing
 
 SKY, WALL, PAVEMENT, ROAD = (200, 225, 250), (240, 225, 195), (190, 190, 190), (115, 115, 120)
@@ -100,8 +100,7 @@ def daily(rng: Random, size: int) -> Example:
     count = rng.choice((2, 3, 3))
     night = rng.randrange(count)
     views = [_view(rng, place, i == night) for i, place in enumerate(rng.sample(list(BOXES), count))]
-    questions = _which(rng, views) + _about_one(rng, views)
-    questions.append(_count(rng, views))
+    questions = _which(rng, views) + _about_one(rng, views) + _count(rng, views)[:1]
     questions.append(Question(say(rng, POST), post(views), "text"))
     rng.shuffle(questions)
     wrong = [replace(v, night=i == (night + 1) % count) for i, v in enumerate(views)]
@@ -112,6 +111,7 @@ def daily(rng: Random, size: int) -> Example:
         questions,
         [v.caption() for v in views],
         preference=(say(rng, POST), post(views), post(wrong)),
+        more=lambda: _which(rng, views) + _about_one(rng, views) + _count(rng, views),
     )
 
 
@@ -164,13 +164,16 @@ def _about_one(rng: Random, views: list[View]) -> list[Question]:
     return out
 
 
-def _count(rng: Random, views: list[View]) -> Question:
-    """Over all pictures; now and then of a kind that is in none."""
+def _count(rng: Random, views: list[View]) -> list[Question]:
+    """Over all pictures, and picture by picture, a step for practice only; now and then of a kind that is in none."""
     kinds = [*VERBS, "tree", "house"]
     total = {k: sum(v.count(k) for v in views) for k in kinds}
     few = [k for k in kinds if 1 <= total[k] <= MOST]
     kind = rng.choice(few if few and rng.random() < 0.8 else [k for k in kinds if not total[k]])
-    return Question(say(rng, HOW_MANY, kinds=plural(kind)), NUMBERS[total[kind]], choices=4)  # four and five are rare
+    text = say(rng, HOW_MANY, kinds=plural(kind))
+    counts = {str(i + 1): NUMBERS[v.count(kind)] for i, v in enumerate(views)}
+    # Four and five are rare.
+    return [Question(text, NUMBERS[total[kind]], choices=4), Question(text, each(counts), "each")]
 
 
 def _dark(color: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, lettered, number_images, say
+from minilava.data.world.example import Example, Question, a, lettered, number_images, say, yes
 from minilava.data.world.scene import ALL, CELLS, Scene, Thing, other, random_scene, random_thing
 
 CHANGES = ("color", "kind", "size", "moved", "removed", "added")
 NAMES = len(draw.COLORS) * len(draw.KINDS)  # how many things can be named by colour and kind
 IDENTICAL = 0.2  # of all pairs
+UNEQUAL = 0.35  # of the others: how often it is asked whether they are the same
 
 PAIRS = (
     "First <image> then <image>\n",
@@ -121,33 +122,46 @@ def spot_difference(rng: Random, size: int) -> Example:
     """
     scene = random_scene(rng, 2, 4, distinct=True)
     if rng.random() < IDENTICAL:
-        return _example(rng, size, scene, scene, _identical(rng, scene), None)
+        return _example(rng, size, scene, scene, _identical(rng, scene), None, lambda: _identical(rng, scene))
     what = rng.choice(CHANGES)
     change = random_change(rng, scene, what)
     sentence = change.sentence()
     wrong = unlike(lambda: random_change(rng, scene, what).sentence(), sentence)
-    questions = _general(rng, scene, change) + _details(rng, change)
-    if rng.random() < 0.35:
-        questions.append(Question(say(rng, SAME), "no", choices=2))
-    return _example(rng, size, scene, change.apply(scene), questions, (say(rng, SENTENCE), sentence, wrong))
+
+    def about() -> list[Question]:
+        return _general(rng, scene, change) + _details(rng, change)
+
+    questions = about()
+    if rng.random() < UNEQUAL:
+        questions.append(_not_same(rng))
+    return _example(rng, size, scene, change.apply(scene), questions, (say(rng, SENTENCE), sentence, wrong), about)
 
 
 def _example(
-    rng: Random, size: int, first: Scene, second: Scene, questions: list[Question], preference: tuple | None
+    rng: Random,
+    size: int,
+    first: Scene,
+    second: Scene,
+    questions: list[Question],
+    preference: tuple | None,
+    about: Callable[[], list[Question]],
 ) -> Example:
     rng.shuffle(questions)
     frames = [first.draw(size), second.draw(size)]
     captions = [first.caption(), second.caption()]
 
     def more() -> list[Question]:
-        """At every place where a thing is in either picture."""
+        """With every place where a thing is in either picture; as rarely as before, that they are not the same."""
         cells = sorted({t.cell for s in (first, second) for t in s.things})
-        return [
-            Question(say(rng, AT, where=CELLS[c]), "no" if first.at(c) == second.at(c) else "yes", choices=2)
-            for c in rng.sample(cells, len(cells))
-        ]
+        differ = {c: first.at(c) != second.at(c) for c in rng.sample(cells, len(cells))}
+        places = [Question(say(rng, AT, where=CELLS[c]), yes(d), choices=2) for c, d in differ.items()]
+        return [*about(), *places, *([_not_same(rng)] if first != second and rng.random() < UNEQUAL else [])]
 
     return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference, more=more)
+
+
+def _not_same(rng: Random) -> Question:
+    return Question(say(rng, SAME), "no", choices=2)
 
 
 def _identical(rng: Random, scene: Scene) -> list[Question]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -13,6 +13,7 @@ STYLES = {
     "phrase": ("Answer with a short phrase.", "Answer briefly.", "Give a short answer."),
     "letter": ("Answer with the letter.", "Give the letter of the right answer.", "Choose one letter."),
     "option": ("Answer with the option and its letter.", "Give the right answer and its letter."),
+    "each": ("Answer for each one.", "Go through all of them."),
     "sentence": ("Answer in a sentence.", "Answer with a full sentence."),
     "text": (),  # open answers: captions, stories, posts; the question says what is wanted
 }
@@ -20,7 +21,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Question:
-    """answer is exact for the styles word, phrase, letter and option; for sentence and text it is one right wording.
+    """answer is exact but for the styles sentence and text, where it is one right wording.
     choices: how many answers a guess would choose from, None where a guess is hopeless."""
 
     text: str
@@ -44,6 +45,15 @@ class Example:
     preference: tuple[str, str, str] | None = None  # (question, right answer, subtly wrong answer) for DPO
     extra: dict = field(default_factory=dict)  # further metadata
     more: Callable[[], list[Question]] | None = None
+
+
+def each(answers: Mapping[str, str]) -> str:
+    """ "A yes, B no": an answer of the style "each"."""
+    return ", ".join(f"{name} {answer}" for name, answer in answers.items())
+
+
+def yes(right: bool) -> str:
+    return "yes" if right else "no"
 
 
 def say(rng: Random, forms: Sequence[str], **slots: object) -> str:

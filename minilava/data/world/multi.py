@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, number_images, say
+from minilava.data.world.captions import showing
+from minilava.data.world.example import Example, Question, a, each, number_images, say, yes
 from minilava.data.world.scene import ALL, NUMBERS, Palette, Scene, Thing, random_scene, random_thing
 from minilava.data.world.single import DESCRIBE, ask_color, spoil
 
@@ -41,8 +41,35 @@ def multi_image_vqa(rng: Random, size: int) -> Example:
     rng.shuffle(questions)
     preference = (wanted, captions[k], spoil(rng, scenes[k]).caption())
     frames = [s.draw(size) for s in scenes]
-    more = partial(_questions, rng, scenes, shared)
+
+    def more() -> list[Question]:
+        return [*_questions(rng, scenes, shared), *_steps(rng, scenes, shared)]
+
     return Example("image", frames, introduce(rng, count), questions, captions, preference=preference, more=more)
+
+
+def _steps(rng: Random, scenes: Sequence[Scene], shared: str) -> list[Question]:
+    """For practice only: picture by picture, what is asked about all of them."""
+    k = rng.randrange(len(scenes))
+    thing = rng.choice(scenes[k].things)
+    kind, color = shared if rng.random() < 0.5 else thing.kind, thing.color
+    things, wanted = rng.choice(((plural(kind), {"kind": kind}), (f"{color} things", {"color": color})))
+    part, parts = rng.choice(((a(kind), {"kind": kind}), (a(thing.name), {"kind": thing.kind, "color": color})))
+    return [
+        *showing(rng, part, [s.count(**parts) > 0 for s in scenes], k),
+        Question(
+            say(rng, (*EVERY, *STATEMENT), **_in_words(len(scenes), shared)),
+            each({str(i + 1): yes(s.count(kind=shared) > 0) for i, s in enumerate(scenes)}),
+            "each",
+        ),
+        Question(say(rng, COUNT, things=things), _in_each([s.count(**wanted) for s in scenes]), "each"),
+        Question(say(rng, MOST), _in_each([len(s.things) for s in scenes]), "each"),
+    ]
+
+
+def _in_each(numbers: Sequence[int]) -> str:
+    """ "1 two, 2 zero"."""
+    return each({str(i + 1): NUMBERS[n] for i, n in enumerate(numbers)})
 
 
 def _questions(rng: Random, scenes: Sequence[Scene], shared: str) -> list[Question]:
@@ -135,17 +162,22 @@ def _shows(rng: Random, scenes: Sequence[Scene]) -> list[Question]:
 
 def _shared(rng: Random, scenes: Sequence[Scene], kind: str) -> list[Question]:
     """The NLVR2-like ones: is the kind in every picture?"""
-    words = {"all": "both" if len(scenes) == 2 else "all", "each": "each" if len(scenes) == 2 else "every"}
-    words |= {"Each": words["each"].capitalize(), "thing": a(kind)}
+    words = _in_words(len(scenes), kind)
     everywhere = all(s.count(kind=kind) for s in scenes)
     questions = [
-        Question(say(rng, EVERY, **words), "yes" if everywhere else "no", choices=2),
+        Question(say(rng, EVERY, **words), yes(everywhere), choices=2),
         Question(say(rng, STATEMENT, **words), "true" if everywhere else "false", choices=2),
     ]
     common = set.intersection(*({t.kind for t in s.things} for s in scenes))
     if len(common) == 1:
         questions.append(Question(say(rng, COMMON, **words), common.pop(), choices=len(draw.KINDS)))
     return questions
+
+
+def _in_words(count: int, kind: str) -> dict[str, str]:
+    """What stands for all pictures, each picture and the kind in a statement."""
+    word = "each" if count == 2 else "every"
+    return {"all": "both" if count == 2 else "all", "each": word, "Each": word.capitalize(), "thing": a(kind)}
 
 
 def _color(rng: Random, scenes: Sequence[Scene]) -> list[Question]:

@@ -1,42 +1,57 @@
-"""Denser questions for training: further ones of a sample's own forms, and words to be chosen by their letter."""
+"""Denser questions for training: further ones of a sample's own forms, words to be chosen by their letter, and steps
+towards what is answered by a letter."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, lettered
+from minilava.data.world.difference import CHANGES
+from minilava.data.world.editing import ALL_EDITS
+from minilava.data.world.example import Example, Question, each, lettered, yes
 from minilava.data.world.scene import CELLS, NUMBERS
 from minilava.data.world.words import WORDS
 
+AT_LENGTH = 0.25  # of the descriptions and stories: their many words would be most of what is learned
 LETTERED = 0.4  # of the questions whose answer has a family
-SPELLED = 0.3  # of the questions whose answer is a letter: the option comes before it, a step between the two
+# Of the questions whose answer is the letter of a listed option:
+FEWER = 0.4  # lose some of their options
+SPELLED = 0.25  # are answered by the option and its letter, a step between the two
+JUDGED = 0.25  # are answered for every option
 # Words that are answers of other kinds too are left out.
-FAMILIES = (tuple(draw.COLORS), draw.KINDS, CELLS, NUMBERS, tuple(w for w in WORDS if w not in ("no", "up")))
+FAMILIES = (
+    tuple(draw.COLORS),
+    draw.KINDS,
+    CELLS,
+    NUMBERS,
+    tuple(w for w in WORDS if w not in ("no", "up")),
+    (*CHANGES, "none"),
+    ALL_EDITS,
+)
 DRAWS = 6  # how often more questions are drawn for one sample
+OPTION = re.compile(r" \(([A-H])\) (.+?)(?= \([A-H]\) |$)")
 
 
 def asked(rng: Random, made: Example, turns: int) -> list[Question]:
-    """Up to ``turns`` questions of which no two have the same text."""
-    found = {q.text: q for q in rng.sample(made.questions, len(made.questions))}
-    for _ in range(DRAWS if made.more else 0):
-        if len(found) >= turns:
+    """Up to ``turns`` questions of which no two have the same text and style."""
+    found: dict[tuple[str, str], Question] = {}
+    for draws in range(1 + DRAWS):
+        if len(found) >= turns or draws and not made.more:
             break
-        found |= {q.text: q for q in made.more() if q.text not in found}
+        more = made.more() if draws else made.questions
+        short = [q for q in more if q.style != "text" or rng.random() < AT_LENGTH]
+        found |= _by_text(q for q in rng.sample(short, len(short)) if (q.text, q.style) not in found)
     out = [with_letters(rng, q) if rng.random() < LETTERED else q for q in list(found.values())[:turns]]
-    out = [spelled(q) if q.style == "letter" and rng.random() < SPELLED else q for q in out]
+    out = list(_by_text(stepped(rng, q) for q in out).values())
     rng.shuffle(out)
     return out
 
 
-def spelled(question: Question) -> Question:
-    """ "red (B)" for an answer instead of "B", if the question lists its options."""
-    options = dict(re.findall(r"\(([A-H])\) (.+?)(?= \([A-H]\) |$)", question.text))
-    if question.answer not in options:
-        return question
-    return replace(question, answer=f"{options[question.answer]} ({question.answer})", style="option")
+def _by_text(questions: Iterable[Question]) -> dict[tuple[str, str], Question]:
+    return {(q.text, q.style): q for q in questions}
 
 
 def with_letters(rng: Random, question: Question) -> Question:
@@ -48,6 +63,38 @@ def with_letters(rng: Random, question: Question) -> Question:
     return Question(f"{question.text} {listed}", letter, "letter")
 
 
+def stepped(rng: Random, question: Question) -> Question:
+    """A question that lists its options, in one of its easier forms or as it is. Others stay as they are."""
+    if question.style != "letter" or question.answer not in dict(OPTION.findall(question.text)):
+        return question
+    if rng.random() < FEWER:
+        question = fewer(rng, question)
+    step = rng.random()
+    if step < SPELLED:
+        return spelled(question)
+    return judged(question) if step < SPELLED + JUDGED else question
+
+
+def fewer(rng: Random, question: Question) -> Question:
+    """With two of its options or more, in another order."""
+    options = dict(OPTION.findall(question.text))
+    right = options.pop(question.answer)
+    listed, letter = lettered(rng, right, rng.sample(list(options.values()), rng.randint(1, len(options))))
+    return replace(question, text=f"{OPTION.sub('', question.text)} {listed}", answer=letter)
+
+
+def spelled(question: Question) -> Question:
+    """ "red (B)" for an answer instead of "B"."""
+    options = dict(OPTION.findall(question.text))
+    return replace(question, answer=f"{options[question.answer]} ({question.answer})", style="option")
+
+
+def judged(question: Question) -> Question:
+    """ "A no, B yes" for an answer instead of "B"."""
+    letters = [letter for letter, _ in OPTION.findall(question.text)]
+    return replace(question, answer=each({k: yes(k == question.answer) for k in letters}), style="each")
+
+
 def _others(rng: Random, answer: str) -> list[str]:
     """Answers of the same family; of a thing's name those that share its colour or its kind."""
     words = answer.split()
@@ -56,5 +103,5 @@ def _others(rng: Random, answer: str) -> list[str]:
         kind = rng.choice([k for k in draw.KINDS if k != words[1]])
         return [f"{color} {words[1]}", f"{words[0]} {kind}", f"{color} {kind}"]
     if answer.isdigit():
-        return [n for n in {str(int(answer) + d) for d in (-10, -1, 1, 10, 20)} if int(n) > 0]
+        return [str(n) for n in (int(answer) + d for d in (-10, -1, 1, 10, 20)) if n > 0]
     return next(([w for w in family if w != answer] for family in FAMILIES if answer in family), [])

@@ -6,14 +6,16 @@ every value stands in four of them and the candidates alone tell nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import isqrt
 from random import Random
 
 from PIL import Image
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, say
+from minilava.data.world.example import Example, Question, a, each, say, yes
 from minilava.data.world.multi import plural
 from minilava.data.world.scene import ALL, NUMBERS, other
 
@@ -38,6 +40,8 @@ SHOWING = ("Which candidates show {part}?", "Which letters stand for {part}?")
 SHOWN = ("Does candidate {letter} show {part}?", "Is candidate {letter} one of {part}?")
 LOOK = ("What does candidate {letter} show?", "What is candidate {letter}?")
 FILL = ("What belongs in the empty cell?", "Describe the missing cell.")
+IN_ROW = ("What are the {what} of row {row}?", "Name the {what} in row {row}.")
+FITTING = ("Which candidates have the missing {what}?", "Which candidates show the {what} that is missing?")
 SHEET = (
     "Matrix: <image>\nCandidates A to H: <image>\n",
     "Complete <image> with one cell of <image>.\n",
@@ -91,7 +95,7 @@ def puzzle(rng: Random, size: int) -> Example:
         questions,
         captions,
         preference=preference,
-        more=lambda: _look(rng, candidates, rng.randrange(8), rng.randrange(8)) + _steps(rng, candidates),
+        more=lambda: _questions(rng, matrix[-1], candidates) + _steps(rng, matrix, candidates),
     )
 
 
@@ -183,19 +187,46 @@ def _look(rng: Random, candidates: list[Cell], shown: int, looked: int) -> list[
     ]
 
 
-def _steps(rng: Random, candidates: list[Cell]) -> list[Question]:
-    """The candidates that share one or two values with one of them, and whether a candidate does."""
+def _steps(rng: Random, matrix: list[Cell], candidates: list[Cell]) -> list[Question]:
+    """The candidates that share one, two or all values with one of them, whether a candidate does, those that have one
+    value of the missing cell or all of them, and one value along a row of the matrix."""
     known = sorted(rng.sample(range(3), rng.choice((1, 2))))
-    wanted = _values(rng.choice(candidates))
-    color, kind, amount = (v if i in known else None for i, v in enumerate(wanted))
+    wanted = rng.choice(candidates)
+    color, kind, amount = (v if i in known else None for i, v in enumerate(_values(wanted)))
     amount = NUMBERS[amount] if isinstance(amount, int) else amount
     part = " ".join(w for w in (amount, color, plural(kind or "thing")) if w)
-    letters = [k for k, c in zip(LETTERS, candidates, strict=True) if all(_values(c)[i] == wanted[i] for i in known)]
+    shown = _sharing(candidates, wanted, known)
+    what = rng.randrange(3)
+    right = matrix[-1]
+    named = ("color", "kind", "size" if isinstance(right.amount, str) else "number")[what]
+    side = isqrt(len(matrix))
+    row = rng.randrange(side)
+    along = [str(_values(c)[what]) for c in matrix[:-1][row * side : (row + 1) * side]]
     letter = rng.choice(LETTERS)
+    whole = _sharing(candidates, right, range(3))
     return [
-        Question(say(rng, SHOWING, part=part), ", ".join(letters), "phrase"),
-        Question(say(rng, SHOWN, letter=letter, part=part), "yes" if letter in letters else "no", choices=2),
+        Question(say(rng, SHOWING, part=part), _list(shown), "phrase"),
+        Question(say(rng, SHOWN, letter=letter, part=part), yes(shown[letter]), choices=2),
+        Question(say(rng, FIND, cell=wanted.name()), _each(_sharing(candidates, wanted, range(3))), "each"),
+        Question(say(rng, FITTING, what=named), _list(_sharing(candidates, right, [what])), "phrase"),
+        Question(say(rng, IN_ROW, what=f"{named}s", row=row + 1), ", ".join(along), "phrase"),
+        Question(say(rng, ASK), f"{right.name()} ({_list(whole)})", "option"),
+        Question(say(rng, ASK), _each(whole), "each"),
     ]
+
+
+def _sharing(candidates: list[Cell], cell: Cell, values: Sequence[int]) -> dict[str, bool]:
+    """letter -> whether that candidate has these values of a cell."""
+    wanted = _values(cell)
+    return {k: all(_values(c)[i] == wanted[i] for i in values) for k, c in zip(LETTERS, candidates, strict=True)}
+
+
+def _list(shown: dict[str, bool]) -> str:
+    return ", ".join(letter for letter, right in shown.items() if right)
+
+
+def _each(shown: dict[str, bool]) -> str:
+    return each({letter: yes(right) for letter, right in shown.items()})
 
 
 def _questions(rng: Random, right: Cell, candidates: list[Cell]) -> list[Question]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import factorial
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, lettered, number_images, say
+from minilava.data.world.example import Example, Question, a, each, lettered, number_images, say, yes
 from minilava.data.world.scene import ALL, CELLS, NUMBERS, Scene, Thing, other, random_thing
 
 NAMES = len(draw.COLORS) * len(draw.KINDS)
@@ -33,6 +34,10 @@ LAST = ("The pictures are mixed up. Which comes last?", "The story is mixed up. 
 ORDER = ("Put the pictures in order.", "What is the right order of the pictures?")
 NEXT_THING = ("What will the moving thing reach next?", "Which thing will be reached next?")
 NEXT_PLACE = ("Where will the moving thing be next?", "To which place will it go next?")
+# For practice only: the steps to an order, an end or a next place.
+WHERE_EACH = ("Where is the moving thing in each picture?", "Follow the moving thing through the pictures.")
+STAYS = ("Where is the {name}?", "In which place is the {name}?")
+PRESENT = ("Which pictures show the {name}?", "In which pictures is the {name}?")
 
 SHUFFLED = ("Picture {n}: <image>\n", "({n}) <image>\n", "{n} <image> ")
 
@@ -115,19 +120,58 @@ def _story(rng: Random, pictures: int, ending: str) -> Story:
     return Story(hero, tuple(path), ending, goal if ending == "collects" else None, tuple(others), background)
 
 
-def _example(size: int, scenes: list[Scene], prompt: str, questions: list[Question], preference=None) -> Example:
-    captions = [s.caption() for s in scenes]
-    return Example("image", [s.draw(size) for s in scenes], prompt, questions, captions, preference=preference)
+def _example(
+    size: int,
+    scenes: list[Scene],
+    prompt: str,
+    questions: list[Question],
+    more: Callable[[], list[Question]],
+    preference: tuple[str, str, str] | None = None,
+) -> Example:
+    frames, captions = [s.draw(size) for s in scenes], [s.caption() for s in scenes]
+    return Example("image", frames, prompt, questions, captions, preference=preference, more=more)
+
+
+def _steps(rng: Random, story: Story, names: str | list[str], order: Sequence[int]) -> list[Question]:
+    """Where the hero is in each picture, where another thing stays, and in which pictures. names: of the pictures, as
+    shown; order: the part of the story that each shows."""
+    scenes, path = story.scenes(), story.path
+    places = {name: "nowhere" if path[i] is None else CELLS[path[i]] for name, i in zip(names, order, strict=True)}
+    thing = story.goal or rng.choice(story.others)
+    there = {name: yes(thing in scenes[i].things) for name, i in zip(names, order, strict=True)}
+    staying = [t for t in (*story.others, story.goal) if t]
+    name = rng.choice([n for n, place in places.items() if place != "nowhere"])
+    return [
+        Question(say(rng, WHERE_EACH), each(places), "each"),
+        Question(say(rng, WHERE, n=name), places[name], "phrase", len(CELLS)),
+        Question(say(rng, PRESENT, name=thing.name), each(there), "each"),
+        *(Question(say(rng, STAYS, name=t.name), t.where, "phrase", len(CELLS)) for t in staying),
+    ]
 
 
 def _whole(rng: Random, size: int) -> Example:
     count = rng.randint(3, 4)
     story = _story(rng, count, rng.choice(list(ENDINGS)))
-    text = story.tell()
+    questions = _about(rng, story)
+    rng.shuffle(questions)
+    wrong = replace(story, hero=replace(story.hero, color=other(rng, ALL.colors, story.hero.color)))
+    preference = (say(rng, TELL), story.tell(), wrong.tell())
+
+    def more() -> list[Question]:
+        names = [str(i + 1) for i in range(count)]
+        told = Question(say(rng, ENDING), ENDINGS[story.ending][0], "phrase")
+        return [*_about(rng, story), *_steps(rng, story, names, range(count)), told]
+
+    return _example(size, story.scenes(), number_images(rng, count), questions, more, preference)
+
+
+def _about(rng: Random, story: Story) -> list[Question]:
+    """What can be asked about a whole story."""
+    count = len(story.path)
     questions = [
         Question(say(rng, WHO), story.hero.name, "phrase", NAMES),
         Question(say(rng, START), CELLS[story.path[0]], "phrase", len(CELLS)),
-        Question(say(rng, TELL), text, "text"),
+        Question(say(rng, TELL), story.tell(), "text"),
     ]
     if story.path[-1] is not None:
         questions.append(Question(say(rng, END), CELLS[story.path[-1]], "phrase", len(CELLS)))
@@ -142,10 +186,7 @@ def _whole(rng: Random, size: int) -> Example:
         n = rng.randrange(count)
         asked = say(rng, WHEN, name=story.hero.name, where=CELLS[story.path[n]])
         questions.append(Question(asked, NUMBERS[n + 1], choices=count))
-    rng.shuffle(questions)
-    wrong = replace(story, hero=replace(story.hero, color=other(rng, ALL.colors, story.hero.color)))
-    preference = (say(rng, TELL), text, wrong.tell())
-    return _example(size, story.scenes(), number_images(rng, count), questions, preference)
+    return questions
 
 
 def _shuffled(rng: Random, size: int) -> Example:
@@ -154,17 +195,23 @@ def _shuffled(rng: Random, size: int) -> Example:
     story = _story(rng, count, "collects")
     scenes, order = story.scenes(), list(range(count))
     rng.shuffle(order)
-    letters = ["ABCD"[order.index(i)] for i in range(count)]  # the letter under which each picture is shown
+    names = "ABCD"[:count]
+    letters = [names[order.index(i)] for i in range(count)]  # the letter under which each picture is shown
     form = rng.choice(SHUFFLED)
-    prompt = "".join(form.format(n="ABCD"[i]) for i in range(count)).rstrip() + "\n"
-    questions = [
-        Question(say(rng, FIRST), letters[0], "letter", count),
-        Question(say(rng, LAST), letters[-1], "letter", count),
-        Question(say(rng, ORDER), ", ".join(letters), "phrase", factorial(count)),
-        Question(say(rng, WHO), story.hero.name, "phrase", NAMES),
-    ]
+    prompt = "".join(form.format(n=name) for name in names).rstrip() + "\n"
+
+    def about() -> list[Question]:
+        return [
+            Question(say(rng, FIRST), letters[0], "letter", count),
+            Question(say(rng, LAST), letters[-1], "letter", count),
+            Question(say(rng, ORDER), ", ".join(letters), "phrase", factorial(count)),
+            Question(say(rng, WHO), story.hero.name, "phrase", NAMES),
+        ]
+
+    questions = about()
     rng.shuffle(questions)
-    return _example(size, [scenes[i] for i in order], prompt, questions)
+    shown = [scenes[i] for i in order]
+    return _example(size, shown, prompt, questions, lambda: [*about(), *_steps(rng, story, names, order)])
 
 
 def _beginning(rng: Random, size: int) -> Example:
@@ -175,16 +222,25 @@ def _beginning(rng: Random, size: int) -> Example:
     free = [c for c in AROUND_CENTER if c not in (start, middle, end)]
     hero, goal, *others = _things(rng, [start, end, *rng.sample(free, 2)])
     story = Story(hero, (start, middle, end), "collects", goal, tuple(others), rng.choice(list(draw.BACKGROUNDS)))
-    things, thing = lettered(rng, goal.name, [t.name for t in others])
-    places, place = lettered(rng, goal.where, [t.where for t in others])
-    questions = [
-        Question(f"{say(rng, NEXT_THING)} {things}", thing, "letter", 3),
-        Question(f"{say(rng, NEXT_PLACE)} {places}", place, "letter", 3),
-        Question(say(rng, NEXT_THING), goal.name, "phrase", NAMES),
-        Question(say(rng, WHO), hero.name, "phrase", NAMES),
-    ]
+
+    def about() -> list[Question]:
+        things, thing = lettered(rng, goal.name, [t.name for t in others])
+        places, place = lettered(rng, goal.where, [t.where for t in others])
+        return [
+            Question(f"{say(rng, NEXT_THING)} {things}", thing, "letter", 3),
+            Question(f"{say(rng, NEXT_PLACE)} {places}", place, "letter", 3),
+            Question(say(rng, NEXT_THING), goal.name, "phrase", NAMES),
+            Question(say(rng, WHO), hero.name, "phrase", NAMES),
+        ]
+
+    questions = about()
     rng.shuffle(questions)
-    return _example(size, story.scenes()[:2], number_images(rng, 2), questions)
+
+    def more() -> list[Question]:
+        told = Question(say(rng, NEXT_PLACE), goal.where, "phrase", len(CELLS))
+        return [*about(), *_steps(rng, story, "12", (0, 1)), told]
+
+    return _example(size, story.scenes()[:2], number_images(rng, 2), questions, more)
 
 
 def _straight(start: int, end: int) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from PIL import Image
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, lettered, say
+from minilava.data.world.example import Example, Question, a, each, lettered, say, yes
 from minilava.data.world.multi import ask_which, introduce
 from minilava.data.world.scene import ALL, NUMBERS, other
 from minilava.data.world.words import ITEMS, WORDS
@@ -37,27 +37,33 @@ BARS = ("How many bars are there{where}?", "Count the bars{where}.")
 READ_ALL = ("Read everything{where}.", "What can you read{where}?", "Write down what is shown{where}.")
 SAME = ("Do both signs say the same?", "Is the same written on both signs?")
 FIND = ('Which picture says "{text}"?', 'In which picture is "{text}" written?')
+# For practice only: the step to what compares signs.
+SAY = ("What do the signs say?", "Read all signs.")
 LARGER = ("Which picture shows the larger number?", "In which picture is the number larger?")
 
 
 @dataclass
 class Page:
-    """caption: what stands there, in a regular grammar. wrong: the same with one detail misread."""
+    """caption: what stands there, in a regular grammar. wrong: the same with one detail misread. more: draws further
+    questions, for training."""
 
     picture: Image.Image
     caption: str
     wrong: str
     questions: list[Question]
+    more: Callable[[], list[Question]]
 
 
 def text_rich(rng: Random, size: int) -> Example:
     """Pages of mixed kinds, or two or three signs to compare."""
     if rng.random() < 0.35:
-        pages, questions = _signs(rng, size)
+        pages, compare, steps = _signs(rng, size)
+        questions = compare()
     else:
         count = rng.choice((1, 2, 2, 3))
         makers = [rng.choice((_sign, _receipt, _chart, _table)) for _ in range(count)]
-        pages, questions = [m(rng, size, _where(i, count)) for i, m in enumerate(makers)], []
+        pages, compare = [m(rng, size, _where(i, count)) for i, m in enumerate(makers)], list
+        questions, steps = [], list
     # Not of all three pages: the questions that need several pages should not become rare.
     questions += [q for p in rng.sample(pages, min(2, len(pages))) for q in p.questions]
     k = rng.randrange(len(pages))
@@ -66,7 +72,11 @@ def text_rich(rng: Random, size: int) -> Example:
     rng.shuffle(questions)
     frames, captions = [p.picture for p in pages], [p.caption for p in pages]
     preference = (wanted, pages[k].caption, pages[k].wrong)
-    return Example("image", frames, introduce(rng, len(pages)), questions, captions, preference=preference)
+
+    def more() -> list[Question]:
+        return [*compare(), *steps(), *(q for p in pages for q in p.more())]
+
+    return Example("image", frames, introduce(rng, len(pages)), questions, captions, preference=preference, more=more)
 
 
 def _where(index: int, count: int) -> str:
@@ -84,12 +94,15 @@ def _sign(rng: Random, size: int, where: str, text: str | None = None) -> Page:
     ink = "black" if board in LIGHT else (255, 255, 255)
     draw.write(picture, text, size / 2, (box[1] + box[3]) / 2, round(0.31 * size), ink)
     number = text.isdigit()
-    questions = [
-        Question(say(rng, NUMBER if number else SAYS, where=where), text, choices=None if number else len(WORDS)),
-        Question(say(rng, BOARD, where=where), board, choices=len(draw.COLORS)),
-    ]
-    says = f"{a(board)} sign that says "
-    return Page(picture, says + text, says + _different(rng, 2, number, [text])[1], questions)
+
+    def about() -> list[Question]:
+        return [
+            Question(say(rng, NUMBER if number else SAYS, where=where), text, choices=None if number else len(WORDS)),
+            Question(say(rng, BOARD, where=where), board, choices=len(draw.COLORS)),
+        ]
+
+    questions, says = about(), f"{a(board)} sign that says "
+    return Page(picture, says + text, says + _different(rng, 2, number, [text])[1], questions, about)
 
 
 def _label(rng: Random) -> str:
@@ -109,14 +122,18 @@ def _receipt(rng: Random, size: int, where: str) -> Page:
         _align(picture, str(price), 0.97 * size, y, pixels, "rm")
     at = round(size * 2 / 3)
     picture.paste(draw.COLORS["black"], (0, at, size, at + max(1, size // 64)))
+
+    def about(k: int) -> list[Question]:
+        return [
+            Question(say(rng, PRICE, item=items[k], where=where), str(prices[k]), choices=9),
+            Question(say(rng, TOTAL, where=where), str(sum(prices)), choices=9),
+        ]
+
     k = rng.randrange(2)
-    questions = [
-        Question(say(rng, PRICE, item=items[k], where=where), str(prices[k]), choices=9),
-        Question(say(rng, TOTAL, where=where), str(sum(prices)), choices=9),
-    ]
+    questions = about(k)
     caption = "a receipt: " + ", ".join(f"{name} {price}" for name, price in lines)
     wrong = caption.replace(items[k], other(rng, ITEMS, *items))
-    return Page(picture, caption, wrong, questions)
+    return Page(picture, caption, wrong, questions, lambda: [*about(0), *about(1)])
 
 
 def _align(picture: Image.Image, text: str, x: float, y: float, pixels: int, anchor: str) -> None:
@@ -137,19 +154,23 @@ def _chart(rng: Random, size: int, where: str) -> Page:
     picture.paste(
         draw.COLORS["black"], (round(0.04 * size), round(0.92 * size), round(0.96 * size), round(0.94 * size))
     )
-    most, pick = rng.choice((("highest", max), ("lowest", min)))
-    right = colors[heights.index(pick(heights))]
-    listed, letter = lettered(rng, right, [c for c in colors if c != right])
-    text = say(rng, HIGHEST, most=most, where=where)
-    questions = [
-        Question(text, right, choices=len(draw.COLORS)),
-        Question(f"{text} {listed}", letter, "letter", count),
-        Question(say(rng, BARS, where=where), NUMBERS[count], choices=2),
-    ]
+
+    def about() -> list[Question]:
+        most, pick = rng.choice((("highest", max), ("lowest", min)))
+        right = colors[heights.index(pick(heights))]
+        listed, letter = lettered(rng, right, [c for c in colors if c != right])
+        text = say(rng, HIGHEST, most=most, where=where)
+        return [
+            Question(text, right, choices=len(draw.COLORS)),
+            Question(f"{text} {listed}", letter, "letter", count),
+            Question(say(rng, BARS, where=where), NUMBERS[count], choices=2),
+        ]
+
+    questions = about()
     bars = [f"{c} {NUMBERS[h]}" for c, h in zip(colors, heights, strict=True)]
     caption = "a bar chart: " + ", ".join(bars)
-    wrong = caption.replace(right, other(rng, ALL.colors, *colors))
-    return Page(picture, caption, wrong, questions)
+    wrong = caption.replace(questions[0].answer, other(rng, ALL.colors, *colors))
+    return Page(picture, caption, wrong, questions, about)
 
 
 def _table(rng: Random, size: int, where: str) -> Page:
@@ -168,34 +189,51 @@ def _table(rng: Random, size: int, where: str) -> Page:
     for line in (round(third), round(2 * third)):
         picture.paste((150, 150, 150), (0, line, size, line + 1))
         picture.paste((150, 150, 150), (line, 0, line + 1, size))
-    i, j = rng.randrange(2), rng.randrange(2)
-    at = {"column": COLUMNS[j], "where": where}
-    questions = [
-        Question(say(rng, CELL, kind=kinds[i], **at), str(values[i][j]), choices=99),
-        Question(say(rng, BESIDE, value=values[i][j], **at), kinds[i], choices=len(draw.KINDS)),
-    ]
+
+    def about() -> list[Question]:
+        i, j = rng.randrange(2), rng.randrange(2)
+        at = {"column": COLUMNS[j], "where": where}
+        return [
+            Question(say(rng, CELL, kind=kinds[i], **at), str(values[i][j]), choices=99),
+            Question(say(rng, BESIDE, value=values[i][j], **at), kinds[i], choices=len(draw.KINDS)),
+        ]
+
+    questions = about()
     caption, wrong = (
         "a table: {} A {} B {}; {} A {} B {}".format(k, *values[0], m, *values[1]) for k, m in (kinds, kinds[::-1])
     )
-    return Page(picture, caption, wrong, questions)
+    return Page(picture, caption, wrong, questions, about)
 
 
-def _signs(rng: Random, size: int) -> tuple[list[Page], list[Question]]:
-    """Signs alone, and questions on all of them together."""
+def _signs(rng: Random, size: int) -> tuple[list[Page], Callable[[], list[Question]], Callable[[], list[Question]]]:
+    """Signs alone, and what draws questions on all of them together and steps towards those."""
     count = rng.choice((2, 2, 3))
     same = count == 2 and rng.random() < 0.5
     numbers = not same and rng.random() < 0.4
     texts = [_label(rng)] * 2 if same else _different(rng, count, numbers)
     pages = [_sign(rng, size, _where(i, count), text) for i, text in enumerate(texts)]
-    questions = []
-    if count == 2:
-        questions.append(Question(say(rng, SAME), "yes" if same else "no", choices=2))
-    if numbers and count == 2:
-        questions += ask_which(say(rng, LARGER), texts.index(max(texts, key=int)), range(count))
-    if not same:
-        k = rng.randrange(count)
-        questions += ask_which(say(rng, FIND, text=texts[k]), k, range(count))
-    return pages, questions
+
+    def compare() -> list[Question]:
+        questions = []
+        if count == 2:
+            questions.append(Question(say(rng, SAME), yes(same), choices=2))
+        if numbers and count == 2:
+            questions += ask_which(say(rng, LARGER), texts.index(max(texts, key=int)), range(count))
+        if not same:
+            k = rng.randrange(count)
+            questions += ask_which(say(rng, FIND, text=texts[k]), k, range(count))
+        return questions
+
+    def steps() -> list[Question]:
+        wanted = rng.choice(texts)
+        return [
+            Question(say(rng, SAY), each({str(i + 1): t for i, t in enumerate(texts)}), "each"),
+            Question(
+                say(rng, FIND, text=wanted), each({str(i + 1): yes(t == wanted) for i, t in enumerate(texts)}), "each"
+            ),
+        ]
+
+    return pages, compare, steps
 
 
 def _different(rng: Random, count: int, numbers: bool, texts: Sequence[str] = ()) -> list[str]:

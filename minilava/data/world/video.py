@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, lettered, say
+from minilava.data.world.example import Example, Question, lettered, say, yes
 from minilava.data.world.motion import FRAMES, Clip, Event, describe, four, random_clip, wrong
 from minilava.data.world.scene import CELLS, NUMBERS
 
@@ -26,6 +26,12 @@ TELL_FIRST = ("What happens first?", "Describe the first event.", "What is the f
 TELL_LAST = ("What happens last?", "Describe the last event.", "What is the last event?")
 RIGHT = ("Which description is right?", "Which text fits the video?", "Which of the two describes the video?")
 EVENT = ("Which of these happens?", "What happens in the video?", "Which event does the video show?")
+# For practice only: the steps to a whole event.
+HAPPENS = ("Does it happen that {text}?", "Does the video show that {text}?")
+IS_FIRST = ("Is the first event that {text}?", "Does it happen first that {text}?")
+IS_LAST = ("Is the last event that {text}?", "Does it happen last that {text}?")
+ACTS_FIRST = ("Which thing changes first?", "Which thing does something first?")
+ACTS_LAST = ("Which thing changes last?", "Which thing does something last?")
 
 
 def video_qa(rng: Random, size: int, frames: int = FRAMES) -> Example:
@@ -41,7 +47,10 @@ def video_qa(rng: Random, size: int, frames: int = FRAMES) -> Example:
 
     def more() -> list[Question]:
         again = _meeting(rng, clip) + [q for event in clip.events for q in _about(rng, event)]
-        return again + [_order(rng, [e.brief() for e in clip.events])] * (len(clip.events) > 1)
+        if len(clip.events) > 1:
+            briefs = [e.brief() for e in clip.events]
+            again += [_order(rng, briefs), _is_at(rng, briefs), *_acts(rng, clip)]
+        return again
 
     return _example(rng, clip, size, questions, frames, more)
 
@@ -61,7 +70,8 @@ def video_caption(rng: Random, size: int, frames: int = FRAMES) -> Example:
         ]
 
     def more() -> list[Question]:
-        return told() + [q for event in clip.events for q in _about(rng, event)]
+        steps = [_happens(rng, clip), _is_at(rng, [e.text() for e in clip.events]), *_acts(rng, clip)]
+        return told() + steps + [q for event in clip.events for q in _about(rng, event)]
 
     questions = [Question(say(rng, TELL), clip.describe(), "text"), *told()]
     return _example(rng, clip, size, questions, frames, more)
@@ -103,6 +113,32 @@ def _order(rng: Random, clauses: list[str]) -> Question:
     forms, i = (FIRST, 0) if rng.random() < 0.5 else (LAST, -1)
     listed, letter = lettered(rng, clauses[i], [c for c in clauses if c != clauses[i]])
     return Question(f"{say(rng, forms)} {listed}", letter, "letter", len(clauses))
+
+
+def _is_at(rng: Random, clauses: list[str]) -> Question:
+    """Whether an event is the first, or the last."""
+    forms, i = (IS_FIRST, 0) if rng.random() < 0.5 else (IS_LAST, -1)
+    right = rng.random() < 0.5
+    text = clauses[i] if right else rng.choice([c for c in clauses if c != clauses[i]])
+    return Question(say(rng, forms, text=text), yes(right), choices=2)
+
+
+def _acts(rng: Random, clip: Clip) -> list[Question]:
+    """The thing of the first or the last event, alone and among those of the others."""
+    forms, i = (ACTS_FIRST, 0) if rng.random() < 0.5 else (ACTS_LAST, -1)
+    names = [e.name for e in clip.events]
+    listed, letter = lettered(rng, names[i], [n for n in names if n != names[i]])
+    return [
+        Question(say(rng, forms), names[i], "phrase", NAMES),
+        Question(f"{say(rng, forms)} {listed}", letter, "letter", len(names)),
+    ]
+
+
+def _happens(rng: Random, clip: Clip) -> Question:
+    """Whether an event happens at all."""
+    texts = [e.text() for e in four(rng, rng.choice(clip.events), clip.events)]
+    right = rng.random() < 0.5
+    return Question(say(rng, HAPPENS, text=texts[0] if right else rng.choice(texts[1:])), yes(right), choices=2)
 
 
 def _meeting(rng: Random, clip: Clip) -> list[Question]:

@@ -26,7 +26,7 @@ from minilava.train.loop import train
 from minilava.train.new import write_new
 
 HERE = Path(__file__).parent
-STAGES = ("pretrain", "projector", "single", "interleave", "harder", "reading", "practice", "deeper", "dpo")
+STAGES = ("pretrain", "projector", "single", "interleave", "harder", "reading", "practice", "deeper", "choices", "dpo")
 VOCABULARY = 1020  # with the four special tokens 1024
 KEPT_EVERY = 40  # steps: the log that ships with the model
 
