@@ -73,7 +73,8 @@ def machine() -> dict:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": os.environ.get("MINILAVA_COMMIT")  # for a copy of the tree without its history
+        or _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "date": time.strftime("%Y-%m-%d"),
     }
     if torch.cuda.is_available():
@@ -117,5 +118,8 @@ def _read(path: str) -> str:
 
 
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:  # no git here
+        return ""
     return done.stdout.strip()

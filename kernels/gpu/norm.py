@@ -56,8 +56,8 @@ def norm_backward_kernel(
     part = tl.program_id(0)
     at = tl.arange(0, BLOCK)[None, :]
     weight = wide(tl.load(WEIGHT + at, mask=at < D, other=0.0))
-    dw = tl.zeros((ROWS, BLOCK), tl.float32)
-    db = tl.zeros((ROWS, BLOCK), tl.float32)
+    dw = wide(tl.zeros((ROWS, BLOCK), TOTAL.dtype.element_ty))
+    db = wide(tl.zeros((ROWS, BLOCK), TOTAL.dtype.element_ty))
     first = part * rows_per_part
     for start in range(first, min(first + rows_per_part, rows), ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]

@@ -88,8 +88,7 @@ class Engine:
         than those whose bits do not depend on each other (kernels/linear.py); on a GPU up to ties within rounding."""
         clock = clock or Clock()
         capacities = [n + extra for n, extra in zip(packed.lengths, max_new_tokens, strict=True)]
-        plain = all(s.repetition_penalty == 1.0 for s in sampling) and not any(draft or ())
-        if self.graphs is not None and plain and self.graphs.free.acquire(blocking=False):
+        if self.graphs is not None and not any(draft or ()) and self.graphs.free.acquire(blocking=False):
             try:
                 cache = self.graphs.cache(capacities)
                 rows = self._rows(packed, clock, progress)
@@ -168,7 +167,10 @@ class Engine:
             ]
             positions, segments = cache.extend([s for s, _, _ in parts], [n for _, n, _ in parts])
             at = segments.cu[1:].long() - 1
-            last = self.model.text(rows[first:stop], positions, segments, cache.layers, last=at)
+            part = rows[first:stop]
+            if self.prompts is not None:
+                part = part.clone()  # on a GPU the blocks add to it in place, and prompts are known by these rows
+            last = self.model.text(part, positions, segments, cache.layers, last=at)
             done = [i for i, (_, _, ended) in enumerate(parts) if ended]
             hidden.append(last[done])
         logits = self._logits(torch.cat(hidden))
@@ -251,13 +253,14 @@ class Engine:
         going = [s for s, t in zip(going, tokens, strict=True) if goes_on(s, t)]
         if not going:
             return
-        step = self.graphs.step(len(going), max(cache.capacities))
+        penalized = any(s.repetition_penalty != 1.0 for s in sampling)
+        step = self.graphs.step(len(going), max(cache.capacities), penalized)
         step.load([tokens[s] for s in going], going, cache, sampling)
         rows, pending = going, None  # rows: which sequence each row of the step decodes
         while going:
             began = time.perf_counter()
             if any(produced[s] + (pending is not None) < max_new_tokens[s] for s in going):
-                smaller = self.graphs.step(len(going), max(cache.capacities))
+                smaller = self.graphs.step(len(going), max(cache.capacities), penalized)
                 if smaller is not step:
                     smaller.take(step, [rows.index(s) for s in going])
                     step, rows = smaller, going

@@ -41,9 +41,10 @@ class Graphs:
         weight = model.text.norm.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self.steps: dict[tuple[int, int], Step] = {}
+        self.steps: dict[tuple[int, int, bool], Step] = {}
         self.towers: dict[int, tuple] = {}  # number of views -> graph, its input and its output
         self.free = threading.Lock()  # taken by the batch that is using the memory
+        self.encoding = threading.Lock()  # a tower's input and output are one batch's at a time
 
     def first(self, logits: Tensor, sampling: Sequence[Sampling]) -> list[int]:
         """The first tokens, from the prompts' last logits (S, V)."""
@@ -73,28 +74,30 @@ class Graphs:
         """LLaVA.encode, captured where there are few views."""
         if self.device.type != "cuda" or len(patches) > FEW_VIEWS:
             return self.model.encode(patches, progress)
-        if len(patches) not in self.towers:
-            given, made = patches.to(self.dtype), []
-            graph = _capture(lambda: made.append(self.model.encode(given)), "encoding pictures")
-            self.towers[len(patches)] = graph, given, made[-1] if made else None
-        graph, given, made = self.towers[len(patches)]
-        if graph is None:
-            return self.model.encode(patches, progress)
-        given.copy_(patches)
-        graph.replay()
-        return made.clone()  # the next replay writes over it
+        with self.encoding:
+            if len(patches) not in self.towers:
+                given, made = patches.to(self.dtype), []
+                graph = _capture(lambda: made.append(self.model.encode(given)), "encoding pictures")
+                self.towers[len(patches)] = graph, given, made[-1] if made else None
+            graph, given, made = self.towers[len(patches)]
+            if graph is None:
+                return self.model.encode(patches, progress)
+            given.copy_(patches)
+            graph.replay()
+            return made.clone()  # the next replay writes over it
 
-    def step(self, sequences: int, longest: int) -> Step:
-        """The step for at least so many sequences, none ever longer than ``longest`` rows."""
+    def step(self, sequences: int, longest: int, penalized: bool) -> Step:
+        """The step for at least so many sequences, none ever longer than ``longest`` rows. penalized: whether any of
+        them has a repetition penalty."""
         rows = 1 << (sequences - 1).bit_length()
-        key = rows, -(-longest // PAGE) * PAGE
+        key = rows, -(-longest // PAGE) * PAGE, penalized
         if key not in self.steps:
             self.steps[key] = Step(self, *key)
         return self.steps[key]
 
 
 class Step:
-    def __init__(self, graphs: Graphs, rows: int, longest: int):
+    def __init__(self, graphs: Graphs, rows: int, longest: int, penalized: bool):
         self.model, self.logits, self.layers = graphs.model, graphs.logits, graphs.layers
         self.rows, self.longest, self.spare = rows, longest, len(graphs.layers[0][0]) - 1
         device = graphs.device
@@ -105,6 +108,11 @@ class Step:
         self.settings = {n: torch.zeros(rows, device=device) for n in ("temperature", "top_p")}
         self.settings["top_k"] = torch.zeros(rows, **whole)
         self.drawn = torch.zeros(rows, **whole)
+        if penalized:
+            self.settings["repetition_penalty"] = torch.ones(rows, device=device)
+            vocabulary = graphs.model.config.text.vocab_rows
+            # Per row: the tokens generated so far.
+            self.state["seen"] = torch.zeros((rows, vocabulary), dtype=torch.bool, device=device)
         self.idle()
         self.graph = _capture(self.run, "decoding") if device.type == "cuda" else None
 
@@ -113,7 +121,7 @@ class Step:
         for name, value in self.state.items():
             value.fill_(self.spare if name == "starts" else 0)
         for name, value in self.settings.items():
-            value.fill_(1 if name == "top_p" else 0)
+            value.fill_(0 if name in ("temperature", "top_k") else 1)
 
     def load(
         self, tokens: Sequence[int], sequences: Sequence[int], cache: KVCache, sampling: Sequence[Sampling]
@@ -130,6 +138,8 @@ class Step:
         }
         for name, values in columns.items():
             self.state[name][: len(tokens)] = torch.tensor(values)
+        if "seen" in self.state:
+            self.state["seen"].scatter_(1, self.state["ids"][:, None], True)
         for name, values in self.settings.items():
             values[: len(tokens)] = torch.tensor([getattr(sampling[s], name) for s in sequences], dtype=values.dtype)
 
@@ -148,8 +158,14 @@ class Step:
         segments = Segments(self.cu, s["starts"].int(), (at + 1).int(), 1, self.longest, s["starts"] + at, prompt=False)
         x = self.model.text.embed(s["ids"])
         logits = self.logits(self.model.text(x, at, segments, self.layers))
+        if "seen" in s:
+            penalty = self.settings["repetition_penalty"][:, None]
+            lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits = torch.where(s["seen"][:, : logits.shape[1]], lowered, logits)
         self.drawn.copy_(draw(logits, self.settings, s["seeds"], s["draws"]))
         s["ids"].copy_(self.drawn.clamp_min(0))
+        if "seen" in s:
+            s["seen"].scatter_(1, s["ids"][:, None], True)
         s["positions"] += 1
         s["draws"] += 1
 
@@ -188,7 +204,9 @@ def checked(tokens: list[int]) -> list[int]:
 
 def _capture(run: Callable[[], None], what: str):
     """A CUDA graph of run(), or None, announced, where it cannot be captured."""
+    before = None
     try:
+        before = torch.cuda.current_stream()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -196,9 +214,11 @@ def _capture(run: Callable[[], None], what: str):
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             run()
         return graph
     except RuntimeError as e:
+        if before is not None:
+            torch.cuda.set_stream(before)  # a capture that fails as it ends leaves its own stream current
         print(f"minilava: {what} without CUDA graphs: {str(e).splitlines()[0]}", file=sys.stderr)
         return None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilava_kernels import cached8
-from minilava_kernels.attention import attention, attention_reference
+from minilava_kernels.attention import attention, attention_reference, implementation
 from tests.kernels.interpreter import DEVICE
 from tests.numerics import assert_all_within, assert_within, with_threads
 
@@ -283,6 +283,19 @@ def triton_inputs(case):
     (q, k, v, _), (cu, _, lengths) = packed(*case)
     cu = cu.to(DEVICE)
     return on_device((q, k, v)), (cu, cu[:-1], lengths.to(DEVICE))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", TRITON_PACKED[:4])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS[1:])
+def test_the_library_that_a_gpu_uses_matches_float64(case, causal, dtype):
+    """flash-attn, or PyTorch's packed attention: whichever is taken where nothing is forced."""
+    inputs, offsets = triton_inputs(case)
+    assert implementation("cuda", dtype) in ("flash", "torch")
+    assert_all_within(
+        lambda *x: attention(*x, *offsets, causal), lambda *x: attention_reference(*x, *offsets, causal), inputs, dtype
+    )
 
 
 @pytest.mark.parametrize("case", TRITON_PACKED)

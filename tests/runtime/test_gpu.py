@@ -6,17 +6,36 @@ import torch
 
 import minilava
 
+IMAGE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
 
 @pytest.mark.gpu
 def test_tokens_like_the_cpu(tiny):
-    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    """From CUDA graphs of the tower and of the decoding step, with and without a repetition penalty, and from the
+    host, which a draft needs."""
     replies = []
     for device in ("cpu", "cuda"):
         vlm = minilava.load(tiny, device=device, dtype="float32")
         for p in vlm.model.parameters():
             p.data = p.data * 8 if p.ndim > 1 else p.data.clone()
-        replies.append(vlm.generate("What is <image>?", [image], max_new_tokens=12).token_ids)
+        replies.append(
+            [
+                vlm.generate("What is <image>?", [IMAGE], max_new_tokens=12, **options).token_ids
+                for options in ({"repetition_penalty": 1.0}, {"repetition_penalty": 1.05}, {"draft": 3})
+            ]
+        )
     assert replies[0] == replies[1]
+    graphs = vlm.engine.graphs
+    assert len(graphs.steps) == 2 and all(step.graph is not None for step in graphs.steps.values())
+    assert graphs.towers and all(graph is not None for graph, _, _ in graphs.towers.values())
+
+
+@pytest.mark.gpu
+def test_a_second_question_reads_the_pictures_once(tiny):
+    vlm = minilava.load(tiny, device="cuda", dtype="bfloat16")
+    for question in ("What is it?", "Why?"):
+        reply = vlm.generate(f"<image> {question}", [IMAGE], max_new_tokens=4, draft=3)
+    assert reply.timings["cached_prompt_tokens"] > reply.image_tokens
 
 
 @pytest.mark.gpu

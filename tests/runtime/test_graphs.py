@@ -69,10 +69,15 @@ def test_two_batches_at_once_do_not_share_memory(vlm):  # noqa: F811
     assert fixed.graphs.free.acquire(blocking=False)
 
 
-def test_a_penalty_is_left_to_the_host(vlm):  # noqa: F811
-    batch, fixed = requests(vlm)[:1], engine(vlm)
-    run(fixed, vlm, batch, [Sampling(repetition_penalty=1.3)])
-    assert not fixed.graphs.layers
+def test_a_penalty_counts_what_each_sequence_generated(vlm):  # noqa: F811
+    batch, fixed = requests(vlm), engine(vlm)
+    for i, request in enumerate(batch):
+        request.max_new_tokens = 12 + i  # the step shrinks
+    sampling = [Sampling(repetition_penalty=(1.0, 1.3, 1.05)[i % 3]) for i in range(len(batch))]
+    penalized = run(fixed, vlm, batch, sampling, eos=())
+    assert penalized == run(engine(vlm, False), vlm, batch, sampling, eos=())
+    assert penalized != run(fixed, vlm, batch, eos=())
+    assert run(fixed, vlm, batch, sampling, eos=()) == penalized  # what others generated is forgotten
 
 
 def test_broken_weights_are_told(tiny):
@@ -86,15 +91,17 @@ def test_a_failed_capture_is_announced(monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError("operation not permitted\nwith details")
 
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "Stream", fail)
     assert graphs._capture(lambda: None, "decoding") is None
     assert capsys.readouterr().err == "minilava: decoding without CUDA graphs: operation not permitted\n"
 
 
-def test_nothing_in_a_step_goes_through_the_host(vlm):  # noqa: F811
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_nothing_in_a_step_goes_through_the_host(vlm, penalty):  # noqa: F811
     """A capture forbids what needs a value on the host."""
     batch, fixed = requests(vlm)[:2], engine(vlm)
-    run(fixed, vlm, batch)
+    run(fixed, vlm, batch, [Sampling(repetition_penalty=p) for p in (1.0, penalty)])
     step = next(iter(fixed.graphs.steps.values()))
     with torch.inference_mode(), NoHostValues():
         step.run()

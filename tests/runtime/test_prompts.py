@@ -57,6 +57,23 @@ def test_many_questions_about_the_same_pictures(fresh):
             assert reply.timings["cached_prompt_tokens"] > reply.image_tokens
 
 
+def test_rows_that_a_decoder_adds_to_in_place_are_known_again(fresh, monkeypatch):
+    """As on a GPU, where a product writes its sum with the residual stream into that stream."""
+    from minilava_kernels import linear
+
+    chosen = linear.implementation
+
+    def in_place(x, weight, bias=None, residual=None, activation=None):
+        adds = residual is not None and bias is None and activation is None
+        return "inplace" if adds else chosen(x, weight, bias, residual, activation)
+
+    monkeypatch.setattr(linear, "implementation", in_place)
+    vlm, pair = fresh(), [picture(1, 90, 60), picture(2, 40, 50)]
+    for _ in range(2):
+        reply = vlm.generate("What changed between <image> and <image>?", pair, **ASK)
+    assert reply.timings["cached_prompt_tokens"] == reply.prompt_tokens - 1
+
+
 def test_a_whole_prompt_again(fresh):
     vlm = fresh()
     first, second = (vlm.generate("What?", [picture(1, 30, 30)], **ASK) for _ in range(2))
