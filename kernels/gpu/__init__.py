@@ -34,9 +34,11 @@ class Variant:
 @triton.jit
 def wide(x):
     """x in the dtype to compute in."""
-    if x.dtype == tl.float64:
-        return x
-    return x.to(tl.float32)
+    if x.dtype == tl.float64:  # one return: a compiler, unlike the interpreter, wants one type of all of them
+        y = x
+    else:
+        y = x.to(tl.float32)
+    return y
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -17,15 +17,29 @@ OPERATIONS = sorted(m.name for m in pkgutil.iter_modules(minilava_kernels.gpu.__
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("arch", [80, 90])
 def test_compiles_without_spills(arch, operation, tmp_path):
-    """In a process of its own: in this one Triton interprets."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "bench.aot", "--arch", str(arch), "--only", operation, "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, env=env)
+    run = compiled(operation, arch, tmp_path)
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout)["rows"]
     assert rows and not [p for r in rows for p in problems(r, arch)]
     if operation == "attention" and arch == 90:
         assert all(r["HGMMA"] for r in rows if r["dots"]), "Hopper's own tensor core instructions"
+
+
+@pytest.mark.parametrize(
+    "operation", ["attention", "cross_entropy", "norm", "pool", "projector", "rope_kv", "splice", "swiglu"]
+)
+def test_compiles_in_float64(operation, tmp_path):
+    """Gradients are checked in float64, also on a GPU, for which the interpreter's word is not enough."""
+    run = compiled(operation, 90, tmp_path, "--float64")
+    assert run.returncode == 0, run.stderr
+    assert all("float64" in row["variant"] for row in json.loads(run.stdout)["rows"])
+
+
+def compiled(operation, arch, folder, *options):
+    """In a process of its own: in this one Triton interprets."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-m", "bench.aot", "--arch", str(arch), "--only", operation, "--json", *options]
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 def test_problems_are_found():
