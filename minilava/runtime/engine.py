@@ -1,7 +1,7 @@
 """Packed prompts -> tokens: encode the pictures, prefill in chunks, then decode every unfinished sequence together.
 
-On a GPU decoding runs in fixed memory, from CUDA graphs (runtime/graphs.py); elsewhere, with a repetition penalty or
-drafts, or while another batch of the same engine is under way, step by step from the host.
+On a GPU decoding runs in fixed memory, from CUDA graphs (runtime/graphs.py); elsewhere, with drafts, or while another
+batch of the same engine is under way, step by step from the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minilava.runtime.cache import KVCache
 from minilava.runtime.draft import Draft
 from minilava.runtime.graphs import Graphs
 from minilava.runtime.pictures import Pictures
-from minilava.runtime.prompts import Prompts
+from minilava.runtime.prompts import Prompts, common
 from minilava.runtime.sampling import Sampler, Sampling
 from minilava_kernels.linear import NATIVE_ROWS
 
@@ -48,8 +48,8 @@ class Clock:
 class Engine:
     """Runs one model. usable_ids: ids at or past this are padding rows of the vocabulary and are never emitted;
     banned_ids: further ids that are never emitted (the image placeholder of the hf dialect). static: decode in fixed
-    memory; None: on a GPU. pictures, prompts: what is kept from one batch to the next, if anything; prompts only of
-    batches of one sample that are decoded from the host, whose memory is their own."""
+    memory; None: on a GPU. pictures, prompts: what is kept from one batch to the next, if anything; of prompts only
+    those of batches of one sample, in fixed memory only the last one."""
 
     def __init__(
         self,
@@ -92,8 +92,16 @@ class Engine:
             try:
                 cache = self.graphs.cache(capacities)
                 rows = self._rows(packed, clock, progress)
+                keeps = self.prompts is not None and len(capacities) == 1
+                if keeps:
+                    cache.lengths[0] = clock.cached_tokens = self._known(rows)
+                self.graphs.held = None  # from here on the memory holds something else
                 logits = self._prefill(rows, packed.lengths, cache, chunk, clock, progress)
-                yield from self._static(logits, cache, sampling, max_new_tokens, eos_ids, clock)
+                tokens: list[int] = []
+                self.graphs.held = (rows, tokens) if keeps else None
+                for found in self._static(logits, cache, sampling, max_new_tokens, eos_ids, clock):
+                    tokens.append(found[0][1])
+                    yield found
             finally:
                 self.graphs.free.release()
             return
@@ -144,6 +152,13 @@ class Engine:
         if self.prompts is not None and len(samplers) == 1:
             tokens = samplers[0].generated[: cache.lengths[0] - len(rows)]
             self.prompts.keep([rows, self._embed(tokens)], cache)
+
+    def _known(self, rows: Tensor) -> int:
+        """Of how many of a prompt's rows, all but the last at most, the fixed memory holds the keys and values."""
+        if self.graphs.held is None:
+            return 0
+        prompt, tokens = self.graphs.held
+        return min(common([prompt, self._embed(tokens[:-1])], rows), len(rows) - 1)
 
     def _embed(self, tokens: list[int]) -> Tensor:
         return self.model.text.embed(torch.tensor(tokens, dtype=torch.int64, device=self.device))

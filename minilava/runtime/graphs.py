@@ -41,6 +41,9 @@ class Graphs:
         weight = model.text.norm.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.layers: list[tuple[Tensor, Tensor]] = []
+        # What the memory begins with: the embedded prompt (T, D) of a single sequence and the tokens generated after
+        # it, the last of them not yet cached.
+        self.held: tuple[Tensor, list[int]] | None = None
         self.steps: dict[tuple[int, int, bool], Step] = {}
         self.towers: dict[int, tuple] = {}  # number of views -> graph, its input and its output
         self.free = threading.Lock()  # taken by the batch that is using the memory
@@ -61,7 +64,7 @@ class Graphs:
         needed = sum(capacities) + 1
         if not self.layers or len(self.layers[0][0]) < needed:
             self.steps.clear()  # they hold the addresses of the old memory
-            self.layers = []
+            self.layers, self.held = [], None
             config, rows = self.model.config.text, -(-needed // PAGE) * PAGE
             shape = rows, config.kv_heads, config.head_dim
             pairs = [

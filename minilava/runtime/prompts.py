@@ -31,9 +31,9 @@ class Prompts:
         """A cache with room for ``capacity`` rows that already holds as many of the rows (T, D) as are known, but
         never the last: its output is wanted. make(n): a new cache of n rows."""
         with self.lock:
-            common = [_common(known, rows) for known, _ in self.kept]
-            best = max(range(len(common)), key=lambda i: (common[i], i), default=None)
-            count = 0 if best is None else min(common[best], len(rows) - 1)
+            counts = [common(known, rows) for known, _ in self.kept]
+            best = max(range(len(counts)), key=lambda i: (counts[i], i), default=None)
+            count = 0 if best is None else min(counts[best], len(rows) - 1)
             if not count:
                 cache = make(_rounded(capacity))
                 self._shrink(self.limit - cache.nbytes)
@@ -70,8 +70,8 @@ def _nbytes(rows: list[Tensor], cache: KVCache) -> int:
     return cache.nbytes + sum(piece.nbytes for piece in rows)
 
 
-def _common(known: list[Tensor], rows: Tensor) -> int:
-    """How many first rows are the same."""
+def common(known: list[Tensor], rows: Tensor) -> int:
+    """How many first rows (T, D) are the same as those of pieces (n, D)."""
     count = 0
     for piece in known:
         n = min(len(piece), len(rows) - count)

@@ -277,6 +277,8 @@ class VLM:
         for kept in (self.engine.pictures, self.engine.prompts):
             if kept is not None:
                 kept.forget()
+        if self.engine.graphs is not None:
+            self.engine.graphs.held = None
 
     # --- running --------------------------------------------------------------------------------------------------
 

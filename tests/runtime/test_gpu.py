@@ -31,10 +31,12 @@ def test_tokens_like_the_cpu(tiny):
 
 
 @pytest.mark.gpu
-def test_a_second_question_reads_the_pictures_once(tiny):
+@pytest.mark.parametrize("draft", [0, 3])
+def test_a_second_question_reads_the_pictures_once(tiny, draft):
+    """From what the fixed memory still holds, and from a cache that was kept."""
     vlm = minilava.load(tiny, device="cuda", dtype="bfloat16")
     for question in ("What is it?", "Why?"):
-        reply = vlm.generate(f"<image> {question}", [IMAGE], max_new_tokens=4, draft=3)
+        reply = vlm.generate(f"<image> {question}", [IMAGE], max_new_tokens=4, draft=draft)
     assert reply.timings["cached_prompt_tokens"] > reply.image_tokens
 
 

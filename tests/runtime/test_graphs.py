@@ -10,8 +10,10 @@ from minilava.errors import UserError
 from minilava.inputs.pack import pack
 from minilava.runtime import graphs
 from minilava.runtime.engine import Engine
+from minilava.runtime.graphs import Graphs
 from minilava.runtime.sampling import Sampling
-from tests.runtime.test_invariance import requests, vlm  # noqa: F401
+from tests.runtime.test_invariance import picture, requests, vlm  # noqa: F401
+from tests.runtime.test_prompts import talk, user
 
 
 def run(engine, vlm, batch, sampling=None, eos=None):  # noqa: F811
@@ -78,6 +80,25 @@ def test_a_penalty_counts_what_each_sequence_generated(vlm):  # noqa: F811
     assert penalized == run(engine(vlm, False), vlm, batch, sampling, eos=())
     assert penalized != run(fixed, vlm, batch, eos=())
     assert run(fixed, vlm, batch, sampling, eos=()) == penalized  # what others generated is forgotten
+
+
+def test_the_next_turn_reads_only_what_is_new(fresh):
+    """As from the host: what the memory still holds of the last sequence is not read again, and nothing else is."""
+    ours, plain = fresh(), fresh(cache_bytes=0)
+    ours.engine.graphs = Graphs(ours.model, ours.engine._logits)
+    pair = [picture(1, 90, 60), picture(2, 40, 50)]
+    turns = [user("What changed?", *pair), user("Why?"), user("Really?")]
+    replies = talk(ours, turns)
+    assert [r.token_ids for r in replies] == [r.token_ids for r in talk(plain, turns)]
+    for before, after in zip(replies, replies[1:], strict=False):
+        assert after.timings["cached_prompt_tokens"] >= before.prompt_tokens - 3
+    for piece in ours.stream("<image> and <image>?", pair, max_new_tokens=12):  # noqa: B007
+        break
+    again = ours.generate("<image> and <image>?", pair, max_new_tokens=12)
+    assert again.timings["cached_prompt_tokens"] == again.prompt_tokens - 1
+    assert again.token_ids == plain.generate("<image> and <image>?", pair, max_new_tokens=12).token_ids
+    ours.batch([ours.request([user(t)], max_new_tokens=2) for t in ("One", "Two")])
+    assert ours.generate("<image> and <image>?", pair, max_new_tokens=12).timings["cached_prompt_tokens"] == 0
 
 
 def test_broken_weights_are_told(tiny):
