@@ -87,6 +87,17 @@ def test_questions_without_listed_options_have_no_steps(question):
     assert all(stepped(Random(i), question) is question for i in range(20))
 
 
+def test_letters_are_what_is_practised_most():
+    """Where a sample's own forms have enough of them."""
+    styles = Counter()
+    for i in range(60):
+        record = make("video_caption", "train", i, turns=10, practice=True)
+        said = [q for q, _ in turns(record)]
+        styles["listed"] += sum("(A)" in q for q in said)
+        styles["all"] += len(said)
+    assert 0.55 < styles["listed"] / styles["all"] < 0.8
+
+
 def test_practice_does_not_depend_on_the_process():
     """Strings hash differently in every process: nothing may be drawn in the order of a set of them."""
     code = (

@@ -16,11 +16,12 @@ from minilava.data.world.scene import CELLS, NUMBERS
 from minilava.data.world.words import WORDS
 
 AT_LENGTH = 0.25  # of the descriptions and stories: their many words would be most of what is learned
-LETTERED = 0.4  # of the questions whose answer has a family
+BY_LETTER = 0.6  # of the questions of a sample, where its own forms have so many; they are harder than others
+LETTERED = 0.3  # of the others, if their answer has a family
 # Of the questions whose answer is the letter of a listed option:
 FEWER = 0.4  # lose some of their options
-SPELLED = 0.25  # are answered by the option and its letter, a step between the two
-JUDGED = 0.25  # are answered for every option
+SPELLED = 0.2  # are answered by the option and its letter, a step between the two
+JUDGED = 0.2  # are answered for every option
 # Words that are answers of other kinds too are left out.
 FAMILIES = (
     tuple(draw.COLORS),
@@ -39,15 +40,24 @@ def asked(rng: Random, made: Example, turns: int) -> list[Question]:
     """Up to ``turns`` questions of which no two have the same text and style."""
     found: dict[tuple[str, str], Question] = {}
     for draws in range(1 + DRAWS):
-        if len(found) >= turns or draws and not made.more:
+        if len(found) >= 2 * turns or draws and not made.more:
             break
         more = made.more() if draws else made.questions
         short = [q for q in more if q.style != "text" or rng.random() < AT_LENGTH]
         found |= _by_text(q for q in rng.sample(short, len(short)) if (q.text, q.style) not in found)
-    out = [with_letters(rng, q) if rng.random() < LETTERED else q for q in list(found.values())[:turns]]
+    chosen = _chosen(list(found.values()), turns)
+    out = [with_letters(rng, q) if rng.random() < LETTERED else q for q in chosen]
     out = list(_by_text(stepped(rng, q) for q in out).values())
     rng.shuffle(out)
     return out
+
+
+def _chosen(questions: list[Question], turns: int) -> list[Question]:
+    """Up to ``turns`` of them, of which up to BY_LETTER are answered by a letter."""
+    by_letter = [q for q in questions if q.style == "letter"]
+    others = [q for q in questions if q.style != "letter"]
+    most = max(round(BY_LETTER * turns), turns - len(others))
+    return [*by_letter[:most], *others][:turns]
 
 
 def _by_text(questions: Iterable[Question]) -> dict[tuple[str, str], Question]:
