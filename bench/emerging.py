@@ -14,8 +14,8 @@ from statistics import mean
 from PIL import Image
 
 import minilava
-from bench.harness import RESULTS
-from bench.world import measure, replies, show
+from bench.harness import RESULTS, report
+from bench.world import measure, replies
 from minilava.data.world.sheet import contact_sheet
 from minilava.errors import command
 from minilava.eval.emerging import TASKS, items
@@ -45,8 +45,9 @@ def main() -> None:
     table = measure(vlm, {name: list(items(name, args.per_task)) for name in TASKS})
     rows = [{"task": name, **row, "trained on": ", ".join(TASKS[name].trained)} for name, row in table.items()]
     all = {key: mean(row[key] for row in table.values()) for key in ("accuracy", "blind", "chance")}
-    show("emerging", [*rows, {"task": "all", **all, "trained on": ""}], args.keep,
-         model=args.model or "embedded", per_task=args.per_task)  # fmt: skip
+    rows.append({"task": "all", **all, "trained on": ""})
+    settings = {"model": args.model or "embedded", "per_task": args.per_task}
+    report("emerging", rows, list(rows[0]), args.keep, **settings)
     if args.keep:
         gallery(vlm).save(RESULTS / "emerging.png", optimize=True)
 

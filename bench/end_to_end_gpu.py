@@ -19,7 +19,7 @@ import torch
 
 import minilava
 from bench.end_to_end import CACHE
-from bench.harness import in_turns, median, progress, report, table
+from bench.harness import in_turns, median, progress, report
 from bench.micro import limits
 from bench.transformers_peer import USABLE, Transformers
 from minilava.checkpoint import write_random
@@ -144,11 +144,7 @@ def main() -> None:
         ("first_token_gpu", lambda: first_tokens(ours, theirs, args.repeats), COLUMNS),
         ("end_to_end_gpu", lambda: decoding(ours, theirs, roof, args.repeats), [*COLUMNS, AGREE]),
     ):
-        rows = measure()  # kept before the next begins, which may fail
-        if args.keep:
-            report(name, rows, columns, **settings)
-        else:
-            print(table(rows, columns))
+        report(name, measure(), columns, args.keep, **settings)  # kept before the next begins, which may fail
     progress(f"{time.perf_counter() - began:.0f} s")
 
 

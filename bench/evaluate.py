@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import minilava
-from bench.harness import in_turns, median, progress
-from bench.world import replies, show
+from bench.harness import in_turns, median, progress, report
+from bench.world import replies
 from minilava.data.world import TASKS
 from minilava.errors import UserError, command
 from minilava.eval.item import Item
@@ -96,7 +96,7 @@ def main() -> None:
          "target": TARGET if name.startswith("minilava") else ""}
         for name, s in seconds.items()
     ]  # fmt: skip
-    show("evaluate", rows, args.keep, model="embedded", questions=len(asked), repeats=args.repeats)
+    report("evaluate", rows, list(rows[0]), args.keep, model="embedded", questions=len(asked), repeats=args.repeats)
 
 
 if __name__ == "__main__":

@@ -90,9 +90,11 @@ def table(rows: Sequence[dict], columns: Sequence[str]) -> str:
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
 
 
-def report(name: str, rows: Sequence[dict], columns: Sequence[str], **extra: object) -> None:
-    """Print the table, append the rows to results/NAME.jsonl, and print the same JSON as the last line."""
+def report(name: str, rows: Sequence[dict], columns: Sequence[str], keep: bool = True, **extra: object) -> None:
+    """Print the table; to keep it, append the rows to results/NAME.jsonl and print the same JSON as the last line."""
     print(table(rows, columns))
+    if not keep:
+        return
     line = json.dumps({"benchmark": name, **extra, **machine(), "rows": rows})
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"{name}.jsonl", "a") as f:

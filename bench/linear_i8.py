@@ -12,7 +12,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-from bench.harness import cpu_limits, in_turns, median, report, table
+from bench.harness import cpu_limits, in_turns, median, report
 from bench.linear import HEAD, LAYER, TOWER
 from minilava_kernels.linear import linear
 from minilava_kernels.linear_i8 import linear_i8, linear_i8_reference, pack
@@ -77,10 +77,7 @@ def main():
     parser.add_argument("--keep", action="store_true", help="append the rows to bench/results/linear_i8.jsonl")
     keep = parser.parse_args().keep
     results = list(rows())
-    if keep:
-        report("linear_i8", results, list(results[0]))
-    else:
-        print(table(results, list(results[0])))
+    report("linear_i8", results, list(results[0]), keep)
 
 
 if __name__ == "__main__":

@@ -139,10 +139,8 @@ def main(stem: str, cases: Callable[[str, torch.dtype], Iterable[Case]]) -> None
     with torch.no_grad():
         found = list(rows(cases(args.device, dtype), args.device))
     columns = list(dict.fromkeys(c for row in found for c in row))
-    if args.keep:
-        harness.report(stem, found, columns, device=args.device, dtype=str(dtype), limits=limits(args.device))
-    else:
-        print(harness.table(found, columns))
+    settings = {"device": args.device, "dtype": str(dtype), "limits": limits(args.device)}
+    harness.report(stem, found, columns, args.keep, **settings)
 
 
 def _peak(call: Callable) -> int:

@@ -27,7 +27,7 @@ from PIL import Image
 
 from bench import llamacpp
 from bench.end_to_end import CACHE, PHOTOS, PROMPT, Ours
-from bench.harness import cpu_limits, in_turns, median, progress, report, table
+from bench.harness import cpu_limits, in_turns, median, progress, report
 from bench.linear_i8 import integer_limit
 from bench.openvino_peer import OpenVINO
 from bench.transformers_peer import Transformers
@@ -209,10 +209,7 @@ def main() -> None:
     bench.check()
     rows = bench.rows() + rows
     rows = [{c: r.get(c, "") for c in COLUMNS} for r in rows]
-    if args.keep:
-        report("peers", rows, COLUMNS, **bench.versions, limits=bench.limits)
-    else:
-        print(table(rows, COLUMNS))
+    report("peers", rows, COLUMNS, args.keep, **bench.versions, limits=bench.limits)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import minilava
 from bench import llamacpp, smollm2, world
-from bench.harness import progress, report, table
+from bench.harness import progress, report
 from minilava.calibrate import mean_squares
 from minilava.inputs.pack import pack
 from minilava.inputs.sample import Sample
@@ -137,7 +137,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.world:
         rows = on_the_world(args.per_task)
-        return world.show("quality_world", rows, args.keep, model="embedded", split="test", per_task=args.per_task)
+        settings = {"model": "embedded", "split": "test", "per_task": args.per_task}
+        return report("quality_world", rows, list(rows[0]), args.keep, **settings)
     if not smollm2.installed():
         raise SystemExit(f"bench.quality {smollm2.INSTALL}")
     reader = smollm2.reader()
@@ -145,10 +146,7 @@ def main() -> None:
         ids = text_ids(smollm2.tokenizer(reader), (args.windows + CALIBRATION) * WINDOW)
         text, calibration = ids[: args.windows * WINDOW], ids[args.windows * WINDOW :]
         rows = measure(sides(reader, Path(folder), calibration), text)
-    if args.keep:
-        report("quality", rows, COLUMNS, llama_cpp=llamacpp.version(), tokens=args.windows * WINDOW)
-    else:
-        print(table(rows, COLUMNS))
+    report("quality", rows, COLUMNS, args.keep, llama_cpp=llamacpp.version(), tokens=args.windows * WINDOW)
 
 
 if __name__ == "__main__":

@@ -186,10 +186,7 @@ def main() -> None:
     a, b = rows
     rows.append({"side": "ratio", **{k: a[k] / b[k] for k in list(a)[1:]}})
     print(f"loss curves of {args.steps} steps differ by at most {apart:.1e} (relative)")
-    if args.keep:
-        harness.report("training", rows, list(a), loss_apart=apart, samples=args.samples, steps=args.steps)
-    else:
-        print(harness.table(rows, list(a)))
+    harness.report("training", rows, list(a), args.keep, loss_apart=apart, samples=args.samples, steps=args.steps)
 
 
 if __name__ == "__main__":

@@ -75,19 +75,12 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="append the result to bench/results")
     args = parser.parse_args()
     if args.speed:
-        return show("world_speed", speed(), args.keep)
+        rows = speed()
+        return harness.report("world_speed", rows, list(rows[0]), args.keep)
     by_task = measure(minilava.load(args.model), questions(args.per_task, args.seed), args.blind)
     rows = [{"task": name, **row} for name, row in [*by_task.items(), *means(by_task).items()]]
     settings = {"model": args.model or "embedded", "split": "test", "per_task": args.per_task, "seed": args.seed}
-    show("world", rows, args.keep, **settings)
-
-
-def show(name: str, rows: list[dict], keep: bool, **settings: object) -> None:
-    columns = list(rows[0])
-    if keep:
-        harness.report(name, rows, columns, **settings)
-    else:
-        print(harness.table(rows, columns))
+    harness.report("world", rows, list(rows[0]), args.keep, **settings)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,13 @@ class Engine:
             try:
                 cache = self.graphs.cache(capacities)
                 rows = self._rows(packed, clock, progress)
-                keeps = self.prompts is not None and len(capacities) == 1
-                if keeps:
+                if self._keeps(packed.lengths):
                     cache.lengths[0] = clock.cached_tokens = self._known(rows)
                 self.graphs.held = None  # from here on the memory holds something else
                 logits = self._prefill(rows, packed.lengths, cache, chunk, clock, progress)
                 tokens: list[int] = []
-                self.graphs.held = (rows, tokens) if keeps else None
+                if self._keeps(packed.lengths):
+                    self.graphs.held = rows, tokens
                 for found in self._static(logits, cache, sampling, max_new_tokens, eos_ids, clock):
                     tokens.append(found[0][1])
                     yield found
@@ -107,7 +107,7 @@ class Engine:
             return
         rows = self._rows(packed, clock, progress)
         began = time.perf_counter()
-        if self.prompts is not None and len(packed.lengths) == 1:
+        if self._keeps(packed.lengths):
             cache = self.prompts.take(rows, capacities[0], lambda n: self._cache([n]))
             clock.cached_tokens = cache.lengths[0]
         else:
@@ -147,9 +147,13 @@ class Engine:
     def _cache(self, capacities: list[int]) -> KVCache:
         return KVCache(self.model.config.text, capacities, self.model.text.cache_dtype, self.device)
 
+    def _keeps(self, samples: Sequence) -> bool:
+        """Whether what is read of this batch is kept for the next."""
+        return self.prompts is not None and len(samples) == 1
+
     def _keep(self, rows: Tensor, cache: KVCache, samplers: list[Sampler]) -> None:
         """Leave the cache of a batch of one sample to the next: it holds the prompt and all tokens but the last."""
-        if self.prompts is not None and len(samplers) == 1:
+        if self._keeps(samplers):
             tokens = samplers[0].generated[: cache.lengths[0] - len(rows)]
             self.prompts.keep([rows, self._embed(tokens)], cache)
 
@@ -183,7 +187,7 @@ class Engine:
             positions, segments = cache.extend([s for s, _, _ in parts], [n for _, n, _ in parts])
             at = segments.cu[1:].long() - 1
             part = rows[first:stop]
-            if self.prompts is not None:
+            if self._keeps(cache.lengths):
                 part = part.clone()  # on a GPU the blocks add to it in place, and prompts are known by these rows
             last = self.model.text(part, positions, segments, cache.layers, last=at)
             done = [i for i, (_, _, ended) in enumerate(parts) if ended]

@@ -114,7 +114,7 @@ class Step:
         if penalized:
             self.settings["repetition_penalty"] = torch.ones(rows, device=device)
             vocabulary = graphs.model.config.text.vocab_rows
-            # Per row: the tokens generated so far.
+            # Per row: the tokens generated before the last.
             self.state["seen"] = torch.zeros((rows, vocabulary), dtype=torch.bool, device=device)
         self.idle()
         self.graph = _capture(self.run, "decoding") if device.type == "cuda" else None
@@ -141,8 +141,6 @@ class Step:
         }
         for name, values in columns.items():
             self.state[name][: len(tokens)] = torch.tensor(values)
-        if "seen" in self.state:
-            self.state["seen"].scatter_(1, self.state["ids"][:, None], True)
         for name, values in self.settings.items():
             values[: len(tokens)] = torch.tensor([getattr(sampling[s], name) for s in sequences], dtype=values.dtype)
 
@@ -162,13 +160,12 @@ class Step:
         x = self.model.text.embed(s["ids"])
         logits = self.logits(self.model.text(x, at, segments, self.layers))
         if "seen" in s:
+            s["seen"].scatter_(1, s["ids"][:, None], True)
             penalty = self.settings["repetition_penalty"][:, None]
             lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = torch.where(s["seen"][:, : logits.shape[1]], lowered, logits)
         self.drawn.copy_(draw(logits, self.settings, s["seeds"], s["draws"]))
         s["ids"].copy_(self.drawn.clamp_min(0))
-        if "seen" in s:
-            s["seen"].scatter_(1, s["ids"][:, None], True)
         s["positions"] += 1
         s["draws"] += 1
 
@@ -207,21 +204,19 @@ def checked(tokens: list[int]) -> list[int]:
 
 def _capture(run: Callable[[], None], what: str):
     """A CUDA graph of run(), or None, announced, where it cannot be captured."""
-    before = None
+    before = torch.cuda.current_stream()
     try:
-        before = torch.cuda.current_stream()
         side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(before)
         with torch.cuda.stream(side):
             for _ in range(3):  # compiles kernels and warms the libraries up, which a capture must not see
                 run()
-        torch.cuda.current_stream().wait_stream(side)
+        before.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
             run()
         return graph
     except RuntimeError as e:
-        if before is not None:
-            torch.cuda.set_stream(before)  # a capture that fails as it ends leaves its own stream current
+        torch.cuda.set_stream(before)  # a capture that fails as it ends leaves its own stream current
         print(f"minilava: {what} without CUDA graphs: {str(e).splitlines()[0]}", file=sys.stderr)
         return None

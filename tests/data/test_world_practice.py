@@ -1,7 +1,6 @@
 """Practice: many questions on the same pictures, some of them to be answered by a letter."""
 
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,11 +14,11 @@ from minilava.data.world import TASKS, World, make
 from minilava.data.world.example import Question
 from minilava.data.world.practice import fewer, judged, spelled, stepped, with_letters
 from minilava.errors import UserError
+from tests.data.look import options
 
 EDIT = Question(
     "Which edit? (A) remove the red car (B) add a fish at the top (C) make the green fish larger", "B", "letter", 3
 )
-OPTION = re.compile(r"\(([A-H])\) (.+?)(?= \([A-H]\)|$)")
 
 
 def turns(record):
@@ -32,12 +31,12 @@ def test_options_hold_the_answer_once_under_its_letter(answer):
     counts, letters = Counter(), Counter()
     for i in range(200):
         made = with_letters(Random(i), Question("What is it?", answer, "phrase", 9))
-        options = dict(re.findall(r"\(([A-H])\) ([\w ]+?)(?= \(|$)", made.text))
+        listed = options(made.text)
         assert made.text.startswith("What is it? (A) ") and made.style == "letter"
-        assert options[made.answer] == answer and len(set(options.values())) == len(options)
+        assert listed[made.answer] == answer and len(set(listed.values())) == len(listed)
         if answer == "red fish":
-            assert all(o.startswith("red ") or o.endswith(" fish") or o.count(" ") == 1 for o in options.values())
-        counts[len(options)] += 1
+            assert all(o.startswith("red ") or o.endswith(" fish") or o.count(" ") == 1 for o in listed.values())
+        counts[len(listed)] += 1
         letters[made.answer] += 1
     assert set(counts) == {2, 3, 4} and min(letters[x] for x in "ABC") > 30
 
@@ -53,10 +52,10 @@ def test_a_judged_answer_says_of_every_option_whether_it_is_right():
 
 
 def test_fewer_options_are_some_of_those_with_the_right_one():
-    seen, given = Counter(), dict(OPTION.findall(EDIT.text))
+    seen, given = Counter(), options(EDIT.text)
     for i in range(200):
         made = fewer(Random(i), EDIT)
-        listed = dict(OPTION.findall(made.text))
+        listed = options(made.text)
         assert made.text.startswith("Which edit? (A) ") and listed[made.answer] == "add a fish at the top"
         assert set(listed.values()) <= set(given.values()) and list(listed) == list("ABC"[: len(listed)])
         seen[made.answer, len(listed)] += 1
@@ -67,7 +66,7 @@ def test_steps_keep_what_is_asked():
     styles = Counter()
     for i in range(300):
         made = stepped(Random(i), EDIT)
-        listed = dict(OPTION.findall(made.text))
+        listed = options(made.text)
         (right,) = (k for k, option in listed.items() if option == "add a fish at the top")
         given = {"letter": right, "option": f"add a fish at the top ({right})"}
         assert given.get(made.style, ", ".join(f"{k} {'yes' if k == right else 'no'}" for k in listed)) == made.answer

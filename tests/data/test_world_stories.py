@@ -64,7 +64,7 @@ def test_visual_story():
                 seen[check(q, answers)] += 1
     assert set(seen) == {
         story.WHO, story.END, story.START, story.WHERE, story.WHEN, story.ENDING, story.COLLECTED, story.FIRST,
-        story.LAST, story.ORDER, story.NEXT_THING, story.NEXT_PLACE, story.WHERE_EACH, story.STAYS, story.PRESENT,
+        story.LAST, story.ORDER, story.NEXT_THING, story.NEXT_PLACE, story.WHERE_EACH, story.STAYS, story.SHOWING,
     }  # fmt: skip
 
 
@@ -78,8 +78,8 @@ def followed(frames):
     return {
         story.WHERE: lambda slots: where(hero, frames[slots["n"]]),
         story.WHERE_EACH: lambda _: ", ".join(f"{n} {where(hero, f)}" for n, f in frames.items()),
-        story.PRESENT: lambda slots: ", ".join(
-            f"{n} {'yes' if slots['name'] in f else 'no'}" for n, f in frames.items()
+        story.SHOWING: lambda slots: ", ".join(
+            f"{n} {'yes' if slots['part'].removeprefix('the ') in f else 'no'}" for n, f in frames.items()
         ),
         story.STAYS: lambda slots: next(f[slots["name"]].where for f in frames.values() if slots["name"] in f),
     }

@@ -7,7 +7,7 @@ from itertools import product
 from random import Random
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, each, lettered, number_images, say, yes
+from minilava.data.world.example import Example, Question, a, in_each, lettered, number_images, say, yes
 from minilava.data.world.scene import ALL, NUMBERS, Scene, Thing, random_thing
 
 PROMPTS = (
@@ -115,10 +115,9 @@ def _steps(rng: Random, differing: list[Thing]) -> list[Question]:
 def showing(rng: Random, part: str, shown: list[bool], k: int) -> list[Question]:
     """Which pictures show something, told as a list and picture by picture, and whether picture k does. shown: in
     which it is."""
-    marks = {str(i + 1): yes(right) for i, right in enumerate(shown)}
     return [
         Question(say(rng, SHOWING, part=part), numbered([i for i, right in enumerate(shown) if right]), "phrase"),
-        Question(say(rng, SHOWING, part=part), each(marks), "each"),
+        Question(say(rng, SHOWING, part=part), in_each(map(yes, shown)), "each"),
         Question(say(rng, SHOWN, part=part, n=k + 1), yes(shown[k]), choices=2),
     ]
 

@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, each, number_images, say
+from minilava.data.world.example import Example, Question, a, in_each, number_images, say
 from minilava.data.world.scene import JITTER, NUMBERS, Thing
 
 SKY, WALL, PAVEMENT, ROAD = (200, 225, 250), (240, 225, 195), (190, 190, 190), (115, 115, 120)
@@ -171,9 +171,8 @@ def _count(rng: Random, views: list[View]) -> list[Question]:
     few = [k for k in kinds if 1 <= total[k] <= MOST]
     kind = rng.choice(few if few and rng.random() < 0.8 else [k for k in kinds if not total[k]])
     text = say(rng, HOW_MANY, kinds=plural(kind))
-    counts = {str(i + 1): NUMBERS[v.count(kind)] for i, v in enumerate(views)}
-    # Four and five are rare.
-    return [Question(text, NUMBERS[total[kind]], choices=4), Question(text, each(counts), "each")]
+    counts = in_each(NUMBERS[v.count(kind)] for v in views)
+    return [Question(text, NUMBERS[total[kind]], choices=4), Question(text, counts, "each")]  # four and five are rare
 
 
 def _dark(color: tuple[int, int, int]) -> tuple[int, int, int]:

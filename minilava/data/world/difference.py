@@ -13,7 +13,6 @@ from minilava.data.world.scene import ALL, CELLS, Scene, Thing, other, random_sc
 CHANGES = ("color", "kind", "size", "moved", "removed", "added")
 NAMES = len(draw.COLORS) * len(draw.KINDS)  # how many things can be named by colour and kind
 IDENTICAL = 0.2  # of all pairs
-UNEQUAL = 0.35  # of the others: how often it is asked whether they are the same
 
 PAIRS = (
     "First <image> then <image>\n",
@@ -129,11 +128,12 @@ def spot_difference(rng: Random, size: int) -> Example:
     wrong = unlike(lambda: random_change(rng, scene, what).sentence(), sentence)
 
     def about() -> list[Question]:
-        return _general(rng, scene, change) + _details(rng, change)
+        questions = _general(rng, scene, change) + _details(rng, change)
+        if rng.random() < 0.35:
+            questions.append(Question(say(rng, SAME), "no", choices=2))
+        return questions
 
     questions = about()
-    if rng.random() < UNEQUAL:
-        questions.append(_not_same(rng))
     return _example(rng, size, scene, change.apply(scene), questions, (say(rng, SENTENCE), sentence, wrong), about)
 
 
@@ -151,17 +151,13 @@ def _example(
     captions = [first.caption(), second.caption()]
 
     def more() -> list[Question]:
-        """With every place where a thing is in either picture; as rarely as before, that they are not the same."""
+        """With every place where a thing is in either picture."""
         cells = sorted({t.cell for s in (first, second) for t in s.things})
         differ = {c: first.at(c) != second.at(c) for c in rng.sample(cells, len(cells))}
         places = [Question(say(rng, AT, where=CELLS[c]), yes(d), choices=2) for c, d in differ.items()]
-        return [*about(), *places, *([_not_same(rng)] if first != second and rng.random() < UNEQUAL else [])]
+        return [*about(), *places]
 
     return Example("image", frames, pair_prompt(rng), questions, captions, preference=preference, more=more)
-
-
-def _not_same(rng: Random) -> Question:
-    return Question(say(rng, SAME), "no", choices=2)
 
 
 def _identical(rng: Random, scene: Scene) -> list[Question]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -50,6 +50,11 @@ class Example:
 def each(answers: Mapping[str, str]) -> str:
     """ "A yes, B no": an answer of the style "each"."""
     return ", ".join(f"{name} {answer}" for name, answer in answers.items())
+
+
+def in_each(answers: Iterable[str]) -> str:
+    """ "1 yes, 2 no": the same for pictures, in order."""
+    return each({str(i): answer for i, answer in enumerate(answers, 1)})
 
 
 def yes(right: bool) -> str:

@@ -8,7 +8,7 @@ from random import Random
 
 from minilava.data.world import draw
 from minilava.data.world.captions import showing
-from minilava.data.world.example import Example, Question, a, each, number_images, say, yes
+from minilava.data.world.example import Example, Question, a, in_each, number_images, say, yes
 from minilava.data.world.scene import ALL, NUMBERS, Palette, Scene, Thing, random_scene, random_thing
 from minilava.data.world.single import DESCRIBE, ask_color, spoil
 
@@ -59,17 +59,12 @@ def _steps(rng: Random, scenes: Sequence[Scene], shared: str) -> list[Question]:
         *showing(rng, part, [s.count(**parts) > 0 for s in scenes], k),
         Question(
             say(rng, (*EVERY, *STATEMENT), **_in_words(len(scenes), shared)),
-            each({str(i + 1): yes(s.count(kind=shared) > 0) for i, s in enumerate(scenes)}),
+            in_each(yes(s.count(kind=shared) > 0) for s in scenes),
             "each",
         ),
-        Question(say(rng, COUNT, things=things), _in_each([s.count(**wanted) for s in scenes]), "each"),
-        Question(say(rng, MOST), _in_each([len(s.things) for s in scenes]), "each"),
+        Question(say(rng, COUNT, things=things), in_each(NUMBERS[s.count(**wanted)] for s in scenes), "each"),
+        Question(say(rng, MOST), in_each(NUMBERS[len(s.things)] for s in scenes), "each"),
     ]
-
-
-def _in_each(numbers: Sequence[int]) -> str:
-    """ "1 two, 2 zero"."""
-    return each({str(i + 1): NUMBERS[n] for i, n in enumerate(numbers)})
 
 
 def _questions(rng: Random, scenes: Sequence[Scene], shared: str) -> list[Question]:

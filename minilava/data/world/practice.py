@@ -75,7 +75,7 @@ def with_letters(rng: Random, question: Question) -> Question:
 
 def stepped(rng: Random, question: Question) -> Question:
     """A question that lists its options, in one of its easier forms or as it is. Others stay as they are."""
-    if question.style != "letter" or question.answer not in dict(OPTION.findall(question.text)):
+    if question.style != "letter" or question.answer not in _options(question):
         return question
     if rng.random() < FEWER:
         question = fewer(rng, question)
@@ -87,7 +87,7 @@ def stepped(rng: Random, question: Question) -> Question:
 
 def fewer(rng: Random, question: Question) -> Question:
     """With two of its options or more, in another order."""
-    options = dict(OPTION.findall(question.text))
+    options = _options(question)
     right = options.pop(question.answer)
     listed, letter = lettered(rng, right, rng.sample(list(options.values()), rng.randint(1, len(options))))
     return replace(question, text=f"{OPTION.sub('', question.text)} {listed}", answer=letter)
@@ -95,14 +95,17 @@ def fewer(rng: Random, question: Question) -> Question:
 
 def spelled(question: Question) -> Question:
     """ "red (B)" for an answer instead of "B"."""
-    options = dict(OPTION.findall(question.text))
-    return replace(question, answer=f"{options[question.answer]} ({question.answer})", style="option")
+    return replace(question, answer=f"{_options(question)[question.answer]} ({question.answer})", style="option")
 
 
 def judged(question: Question) -> Question:
     """ "A no, B yes" for an answer instead of "B"."""
-    letters = [letter for letter, _ in OPTION.findall(question.text)]
-    return replace(question, answer=each({k: yes(k == question.answer) for k in letters}), style="each")
+    marks = {letter: yes(letter == question.answer) for letter in _options(question)}
+    return replace(question, answer=each(marks), style="each")
+
+
+def _options(question: Question) -> dict[str, str]:
+    return dict(OPTION.findall(question.text))
 
 
 def _others(rng: Random, answer: str) -> list[str]:

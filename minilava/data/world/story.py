@@ -8,6 +8,7 @@ from math import factorial
 from random import Random
 
 from minilava.data.world import draw
+from minilava.data.world.captions import SHOWING
 from minilava.data.world.example import Example, Question, a, each, lettered, number_images, say, yes
 from minilava.data.world.scene import ALL, CELLS, NUMBERS, Scene, Thing, other, random_thing
 
@@ -37,7 +38,6 @@ NEXT_PLACE = ("Where will the moving thing be next?", "To which place will it go
 # For practice only: the steps to an order, an end or a next place.
 WHERE_EACH = ("Where is the moving thing in each picture?", "Follow the moving thing through the pictures.")
 STAYS = ("Where is the {name}?", "In which place is the {name}?")
-PRESENT = ("Which pictures show the {name}?", "In which pictures is the {name}?")
 
 SHUFFLED = ("Picture {n}: <image>\n", "({n}) <image>\n", "{n} <image> ")
 
@@ -132,19 +132,19 @@ def _example(
     return Example("image", frames, prompt, questions, captions, preference=preference, more=more)
 
 
-def _steps(rng: Random, story: Story, names: str | list[str], order: Sequence[int]) -> list[Question]:
+def _steps(rng: Random, story: Story, names: str, order: Sequence[int]) -> list[Question]:
     """Where the hero is in each picture, where another thing stays, and in which pictures. names: of the pictures, as
     shown; order: the part of the story that each shows."""
-    scenes, path = story.scenes(), story.path
-    places = {name: "nowhere" if path[i] is None else CELLS[path[i]] for name, i in zip(names, order, strict=True)}
+    scenes, path, shown = story.scenes(), story.path, dict(zip(names, order, strict=True))
+    places = {name: "nowhere" if path[i] is None else CELLS[path[i]] for name, i in shown.items()}
     thing = story.goal or rng.choice(story.others)
-    there = {name: yes(thing in scenes[i].things) for name, i in zip(names, order, strict=True)}
+    there = {name: yes(thing in scenes[i].things) for name, i in shown.items()}
     staying = [t for t in (*story.others, story.goal) if t]
     name = rng.choice([n for n, place in places.items() if place != "nowhere"])
     return [
         Question(say(rng, WHERE_EACH), each(places), "each"),
         Question(say(rng, WHERE, n=name), places[name], "phrase", len(CELLS)),
-        Question(say(rng, PRESENT, name=thing.name), each(there), "each"),
+        Question(say(rng, SHOWING, part=f"the {thing.name}"), each(there), "each"),
         *(Question(say(rng, STAYS, name=t.name), t.where, "phrase", len(CELLS)) for t in staying),
     ]
 
@@ -158,9 +158,8 @@ def _whole(rng: Random, size: int) -> Example:
     preference = (say(rng, TELL), story.tell(), wrong.tell())
 
     def more() -> list[Question]:
-        names = [str(i + 1) for i in range(count)]
         told = Question(say(rng, ENDING), ENDINGS[story.ending][0], "phrase")
-        return [*_about(rng, story), *_steps(rng, story, names, range(count)), told]
+        return [*_about(rng, story), *_steps(rng, story, "1234"[:count], range(count)), told]
 
     return _example(size, story.scenes(), number_images(rng, count), questions, more, preference)
 

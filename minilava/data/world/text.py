@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image
 
 from minilava.data.world import draw
-from minilava.data.world.example import Example, Question, a, each, lettered, say, yes
+from minilava.data.world.example import Example, Question, a, in_each, lettered, say, yes
 from minilava.data.world.multi import ask_which, introduce
 from minilava.data.world.scene import ALL, NUMBERS, other
 from minilava.data.world.words import ITEMS, WORDS
@@ -56,14 +56,8 @@ class Page:
 
 def text_rich(rng: Random, size: int) -> Example:
     """Pages of mixed kinds, or two or three signs to compare."""
-    if rng.random() < 0.35:
-        pages, compare, steps = _signs(rng, size)
-        questions = compare()
-    else:
-        count = rng.choice((1, 2, 2, 3))
-        makers = [rng.choice((_sign, _receipt, _chart, _table)) for _ in range(count)]
-        pages, compare = [m(rng, size, _where(i, count)) for i, m in enumerate(makers)], list
-        questions, steps = [], list
+    pages, compare, steps = _signs(rng, size) if rng.random() < 0.35 else (_mixed(rng, size), list, list)
+    questions = compare()
     # Not of all three pages: the questions that need several pages should not become rare.
     questions += [q for p in rng.sample(pages, min(2, len(pages))) for q in p.questions]
     k = rng.randrange(len(pages))
@@ -77,6 +71,12 @@ def text_rich(rng: Random, size: int) -> Example:
         return [*compare(), *steps(), *(q for p in pages for q in p.more())]
 
     return Example("image", frames, introduce(rng, len(pages)), questions, captions, preference=preference, more=more)
+
+
+def _mixed(rng: Random, size: int) -> list[Page]:
+    count = rng.choice((1, 2, 2, 3))
+    makers = [rng.choice((_sign, _receipt, _chart, _table)) for _ in range(count)]
+    return [m(rng, size, _where(i, count)) for i, m in enumerate(makers)]
 
 
 def _where(index: int, count: int) -> str:
@@ -227,10 +227,8 @@ def _signs(rng: Random, size: int) -> tuple[list[Page], Callable[[], list[Questi
     def steps() -> list[Question]:
         wanted = rng.choice(texts)
         return [
-            Question(say(rng, SAY), each({str(i + 1): t for i, t in enumerate(texts)}), "each"),
-            Question(
-                say(rng, FIND, text=wanted), each({str(i + 1): yes(t == wanted) for i, t in enumerate(texts)}), "each"
-            ),
+            Question(say(rng, SAY), in_each(texts), "each"),
+            Question(say(rng, FIND, text=wanted), in_each(yes(t == wanted) for t in texts), "each"),
         ]
 
     return pages, compare, steps
