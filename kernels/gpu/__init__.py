@@ -41,6 +41,26 @@ def wide(x):
     return y
 
 
+@triton.jit
+def divide(x, y):
+    """x / y to the nearest value, x a tensor. A plain ``/`` of float32 may be two units in the last place off."""
+    if x.dtype == tl.float32:
+        q = tl.div_rn(x, tl.cast(y, tl.float32))
+    else:
+        q = x / y
+    return q
+
+
+@triton.jit
+def sqrt(x):
+    """The root to the nearest value."""
+    if x.dtype == tl.float32:
+        y = tl.sqrt_rn(x)
+    else:
+        y = tl.sqrt(x)
+    return y
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums over values of this one."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -17,16 +17,17 @@ import torch
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, power_of_2, sum_dtype, wide
+from minilava_kernels.gpu import Variant, divide, power_of_2, sum_dtype, wide
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
 ROWS = 64  # (row, head) pairs of one program of the delta kernel
 
 # kernel -> {float32, or up to which head dim: (BLOCK_M queries, BLOCK_N keys, warps, stages)}, the same for any GPU:
 # the greatest blocks that need no more registers than there are on sm_80 and on sm_90 (python -m bench.aot).
 CONFIGS = {
     "forward": {"float32": (32, 16, 8, 2), 64: (128, 64, 8, 3), 80: (128, 64, 8, 3), 128: (128, 64, 8, 3)},
-    "dkv": {"float32": (16, 32, 8, 2), 64: (64, 128, 8, 2), 80: (32, 128, 8, 2), 128: (64, 64, 8, 2)},
+    "dkv": {"float32": (16, 64, 8, 2), 64: (64, 128, 8, 2), 80: (32, 128, 8, 2), 128: (64, 64, 8, 2)},
     "dq": {"float32": (32, 16, 4, 2), 64: (128, 64, 8, 2), 80: (128, 32, 8, 2), 128: (128, 32, 8, 2)},
 }
 
@@ -188,8 +189,8 @@ def attention_kernel(
         DIM, MAIN, REST, BLOCK_N, True,
     )  # fmt: skip
     total = tl.where(total == 0.0, 1.0, total)  # a query that sees no key gives zeros, and -inf
-    tl.store(LSE + (first + row) * heads + head, (top + tl.log2(total)) / LOG2E, mask=row < n)
-    share = 1.0 / total[:, None]
+    tl.store(LSE + (first + row) * heads + head, (top + tl.log2(total)) * LN2, mask=row < n)
+    share = divide(tl.zeros_like(total) + 1.0, total)[:, None]
     OUT += (first * heads + head) * DIM
     store_rows(OUT, heads * DIM, row, row < n, acc * share, acc_rest * share, DIM, MAIN, REST)
 
@@ -237,8 +238,11 @@ def dkv_kernel(
         dout, dout_rest = load_rows(DOUT + head * DIM, heads * DIM, row, row < n, DIM, MAIN, REST)
         lse = tl.load(LSE + row * heads + head, mask=row < n, other=float("inf"))  # no weight is left past the end
         delta = tl.load(DELTA + row * heads + head, mask=row < n, other=0.0)
-        start = tl.broadcast_to((lse * (-1.0 / scale))[None, :], (BLOCK_N, BLOCK_M))
-        p = tl.exp2(inner(k, k_rest, q, q_rest, REST, start) * (scale * LOG2E))
+        if Q.dtype.element_ty == tl.float32:  # there, all sums would be rounded at the start's magnitude
+            p = tl.exp2(inner(k, k_rest, q, q_rest, REST) * (scale * LOG2E) - (lse * LOG2E)[None, :])
+        else:
+            start = tl.broadcast_to((lse * (-1.0 / scale))[None, :], (BLOCK_N, BLOCK_M))
+            p = tl.exp2(inner(k, k_rest, q, q_rest, REST, start) * (scale * LOG2E))
         if CAUSAL:
             p = tl.where(key[:, None] <= row[None, :], p, 0.0)
         dv, dv_rest = add_product(dv, dv_rest, p, dout, dout_rest, REST)

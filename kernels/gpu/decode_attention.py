@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, power_of_2, sum_dtype
+from minilava_kernels.gpu import Variant, divide, power_of_2, sum_dtype
 from minilava_kernels.gpu.attention import LOG2E, inner, load_rows, parts, softmax_step, store_rows, zeros
 
 SPLIT = 256  # keys of a program
@@ -90,7 +90,7 @@ def combine_kernel(
         acc = acc * decay + tl.sum(part * weight[:, None], 0)
         total = total * decay + tl.sum(tl.load(TOTAL + at, mask=split < used, other=0.0) * weight, 0)
         top = new
-    out = acc / tl.where(total == 0.0, 1.0, total)  # zeros without a key
+    out = divide(acc, tl.where(total == 0.0, 1.0, total))  # zeros without a key
     tl.store(OUT + (s * heads + head) * DIM + column, out.to(OUT.dtype.element_ty), mask=column < DIM)
 
 

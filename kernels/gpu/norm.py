@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, power_of_2, sum_dtype, wide
+from minilava_kernels.gpu import Variant, divide, power_of_2, sqrt, sum_dtype, wide
 
 TILE = 2048  # values that a program holds at a time where rows are shorter
 PARTS = 512  # programs of the backward pass, about four on each of an H100's multiprocessors
@@ -22,8 +22,9 @@ PARTS = 512  # programs of the backward pass, about four on each of an H100's mu
 def _normalise(x, inside, D, eps, CENTER: tl.constexpr):
     """(normalised rows, 1 / their deviation (ROWS, 1)); x is 0 outside."""
     if CENTER:
-        x = tl.where(inside, x - tl.sum(x, 1)[:, None] / D, 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, 1)[:, None] / D + eps)
+        x = tl.where(inside, x - divide(tl.sum(x, 1), D)[:, None], 0.0)
+    deviation = sqrt(divide(tl.sum(x * x, 1), D) + eps)
+    scale = divide(tl.zeros_like(deviation) + 1.0, deviation)[:, None]
     return x * scale, scale
 
 
@@ -68,9 +69,9 @@ def norm_backward_kernel(
         dw += dy * normed
         db += dy
         g = dy * weight
-        dx = g - normed * (tl.sum(g * normed, 1)[:, None] / D)
+        dx = g - normed * divide(tl.sum(g * normed, 1), D)[:, None]
         if CENTER:
-            dx -= tl.sum(g, 1)[:, None] / D
+            dx -= divide(tl.sum(g, 1), D)[:, None]
         dx *= scale
         if ADD:
             dx += wide(tl.load(DTOTAL + row * D + at, mask=inside, other=0.0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, sum_dtype, wide
+from minilava_kernels.gpu import Variant, divide, sum_dtype, wide
 
 BLOCK = 1024
 
@@ -36,7 +36,7 @@ def unmix(ROWS, DROWS, TAPS, WEIGHTS, grad, m, at, inside, D, MAX: tl.constexpr)
         for i in tl.static_range(4):
             tap = tl.load(TAPS + m * 4 + i)
             reached += tl.where(wide(tl.load(ROWS + tap * D + at, mask=inside, other=0.0)) == top, 1.0, 0.0)
-        share = grad / reached
+        share = divide(grad, reached)
     for i in tl.static_range(4):
         tap = tl.load(TAPS + m * 4 + i)
         if MAX:

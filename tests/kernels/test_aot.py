@@ -15,7 +15,7 @@ OPERATIONS = sorted(m.name for m in pkgutil.iter_modules(minilava_kernels.gpu.__
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_compiles_without_spills(arch, operation, tmp_path):
     run = compiled(operation, arch, tmp_path)
     assert run.returncode == 0, run.stderr
