@@ -11,6 +11,7 @@ V = 151,936 in float32. One multiprocessor gets about 100 GB/s from L2: a readin
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from minilava_kernels.ops import register
@@ -43,35 +44,56 @@ def implementation(device) -> str:
 
 
 def sample_reference(logits, temperature, top_k, top_p, min_p, seed, counter):
-    x, size = logits.float(), logits.shape[1]
-    best, peak = x.argmax(1), x.amax(1, keepdim=True)
-    good = peak.isfinite()  # a NaN is the maximum of its row
-    x, peak = x.where(good, -torch.inf), peak.where(good, 0.0)
-    slope = 1 / temperature.clamp(min=1e-30)[:, None]
-    probability = ((x - peak) * slope).exp()
-    mass = (probability * UNIT).long()
-    ordered, order = x.sort(1, descending=True)
-    k = top_k.where((top_k > 0) & (top_k < size), size)[:, None]
-    mass = mass.where(x >= ordered.gather(1, k - 1), 0)
-    head = mass.gather(1, order).cumsum(1)
-    total = head[:, -1:]
-    target = (total.float() * top_p[:, None]).long().minimum(total).where(top_p[:, None] < 1, total)
-    last = (head < target).sum(1, keepdim=True)
-    mass = mass.where((x >= ordered.gather(1, last)) & (probability >= min_p.clamp(max=1)[:, None]), 0)
-    reached = mass.cumsum(1)
-    total, uniform = reached[:, -1], philox(seed, counter) >> 1
-    drawn = (total >> 31) * uniform + ((total & 0x7FFFFFFF) * uniform >> 31)
-    token = (reached <= drawn[:, None]).sum(1).where(temperature > 0, best)
-    return token.where(good[:, 0], -1)
+    settings = zip(temperature, top_k.tolist(), top_p, min_p, seed.tolist(), counter.tolist(), strict=True)
+    return torch.tensor([_draw(x, *s) for x, s in zip(logits.float(), settings, strict=True)], device=logits.device)
+
+
+def _draw(x, temperature, top_k, top_p, min_p, seed, counter) -> int:
+    """The token of one row x (V,)."""
+    best = int(x.argmax())  # a NaN is the maximum of its row
+    peak, ids = x[best], None
+    if not peak.isfinite():
+        return -1
+    if temperature <= 0:
+        return best
+    slope = 1 / temperature.clamp(min=1e-30)
+
+    def probability(x):  # relative to the largest
+        return ((x - peak) * slope).exp()
+
+    if 0 < top_k < len(x) or top_p < 1:
+        ordered = _descending(x)
+        if 0 < top_k < len(x):
+            ordered = ordered[: int((ordered >= ordered[top_k - 1]).sum())]
+        head = (probability(ordered) * UNIT).long().cumsum(0)
+        total = head[-1]
+        target = (total.float() * top_p).long().minimum(total) if top_p < 1 else total
+        ids = (x >= ordered[int((head < target).sum())]).nonzero()[:, 0]
+        x = x[ids]
+    share = probability(x)
+    mass = (share * UNIT).long()
+    if min_p > 0:
+        mass = mass.where(share >= min_p.clamp(max=1), 0)
+    reached = mass.cumsum(0)
+    total, uniform = int(reached[-1]), philox(seed, counter) >> 1
+    at = int((reached <= (total * uniform >> 31)).sum())
+    return at if ids is None else int(ids[at])
+
+
+def _descending(x):
+    """The values of x, largest first. Of 151,936 NumPy sorts in 0.4 ms on a CPU, PyTorch in 13."""
+    if x.device.type != "cpu":
+        return x.sort(descending=True).values
+    return torch.from_numpy(np.sort(x.numpy())[::-1].copy())
 
 
 def philox(seed, counter):
-    """The first of the four 32-bit words of Philox 4x32-10 with the key seed and the counter (counter, 0), as int64."""
+    """The first of the four 32-bit words of Philox 4x32-10 with the key seed and the counter (counter, 0): of ints, or
+    of int64 tensors."""
     low = 0xFFFFFFFF
-    k0, k1, c0, c1 = seed & low, seed >> 32 & low, counter & low, counter >> 32 & low
-    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    k0, k1, c0, c1, c2, c3 = seed & low, seed >> 32 & low, counter & low, counter >> 32 & low, 0, 0
     for _ in range(10):
-        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # the low 64 bits, which are all of them
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # of a tensor the low 64 bits, which are all of them
         c0, c1, c2, c3 = (b >> 32 & low) ^ c1 ^ k0, b & low, (a >> 32 & low) ^ c3 ^ k1, a & low
         k0, k1 = k0 + 0x9E3779B9 & low, k1 + 0xBB67AE85 & low
     return c0

@@ -209,6 +209,7 @@ class Engine:
     ) -> Iterator[list[tuple[int, int]]]:
         """Tokens from the prompts' last logits on. A step's logits have one row per running sample and, after it, one
         per guessed token."""
+        began = 0.0
         running: list[tuple[int, list[int]]] = [(s, []) for s in range(len(samplers))]  # sample, its guesses
         while True:
             found, going, first = [], [], 0
@@ -225,11 +226,13 @@ class Engine:
                     drafts[s].extend(tokens)
             if clock.ttft_s:
                 clock.decode_tokens += len(found)
+                clock.decode_s += time.perf_counter() - began
             else:
                 clock.ttft_s = time.perf_counter() - clock.started
             yield found
             if not going:
                 return
+            began = time.perf_counter()
             running = []
             for s in going:
                 left = max_new_tokens[s] - len(samplers[s].generated)
@@ -241,12 +244,9 @@ class Engine:
         self, running: list[tuple[int, list[int]]], samplers: list[Sampler], cache: KVCache, clock: Clock
     ) -> Tensor:
         """One step: append each running sample's last token and the guesses after it; the logits of all, (n, V)."""
-        began = time.perf_counter()
         tokens = [[samplers[s].generated[-1], *guesses] for s, guesses in running]
         positions, segments = cache.extend([s for s, _ in running], [len(t) for t in tokens], apart=True)
         logits = self._logits(self.model.text(self._embed(sum(tokens, [])), positions, segments, cache.layers))
-        self._wait()
-        clock.decode_s += time.perf_counter() - began
         clock.draft_tokens += sum(len(t) - 1 for t in tokens)
         return logits
 

@@ -18,19 +18,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from minilava.errors import UserError
 from minilava.model.llava import LLaVA
 from minilava.model.qwen import Segments
 from minilava.runtime.cache import KVCache
-from minilava.runtime.sampling import Sampling
-from minilava_kernels.sample import sample
+from minilava.runtime.sampling import Sampling, checked, columns, draw
 
 FEW_VIEWS = 8
 PAGE = 4096  # rows: the cache grows, and contexts are told apart, in steps of this
-BROKEN = (
-    "the model computed NaN or infinity: its weights are broken (see python -m minilava.checkpoint inspect --check) "
-    "or overflow in this dtype (try --dtype float32)"
-)
 
 
 class Graphs:
@@ -51,12 +45,9 @@ class Graphs:
 
     def first(self, logits: Tensor, sampling: Sequence[Sampling]) -> list[int]:
         """The first tokens, from the prompts' last logits (S, V)."""
-        columns = {
-            n: torch.tensor([getattr(s, n) for s in sampling], device=self.device)
-            for n in ("temperature", "top_k", "top_p", "seed")
-        }
-        seeds = columns.pop("seed")
-        return checked(draw(logits, columns, seeds, torch.zeros_like(seeds)).tolist())
+        settings = columns(sampling, self.device)
+        seeds = settings["seed"]
+        return checked(draw(logits, settings, seeds, torch.zeros_like(seeds)).tolist())
 
     def cache(self, capacities: list[int]) -> KVCache:
         """A cache in the shared memory, with one row to spare after the sequences for idle rows of a step. The one
@@ -188,18 +179,6 @@ class Step:
             return checked(host.tolist())
 
         return wait
-
-
-def draw(logits: Tensor, settings: dict[str, Tensor], seeds: Tensor, draws: Tensor) -> Tensor:
-    """Next tokens int64 (B,) for logits (B, V); -1 where they are broken."""
-    temperature, top_k, top_p = (settings[name] for name in ("temperature", "top_k", "top_p"))
-    return sample(logits, temperature, top_k, top_p, torch.zeros_like(temperature), seeds, draws)
-
-
-def checked(tokens: list[int]) -> list[int]:
-    if min(tokens, default=0) < 0:
-        raise UserError(BROKEN)
-    return tokens
 
 
 def _capture(run: Callable[[], None], what: str):

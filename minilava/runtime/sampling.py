@@ -1,20 +1,28 @@
-"""Logits -> next token: repetition penalty, temperature, top-k, top-p, one seeded generator per sequence."""
+"""Logits -> next token: repetition penalty, then temperature, top-k, top-p and the draw (kernels/sample.py)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minilava.errors import UserError
+from minilava_kernels.sample import sample
+
+BROKEN = (
+    "the model computed NaN or infinity: its weights are broken (see python -m minilava.checkpoint inspect --check) "
+    "or overflow in this dtype (try --dtype float32)"
+)
 
 
 @dataclass(frozen=True)
 class Sampling:
     """temperature 0 is greedy. top_k 0 and top_p 1 are off. repetition_penalty touches generated tokens only, as the
-    original's does because it generates from embeddings (spec 2.3)."""
+    original's does because it generates from embeddings (spec 2.3). Draw n of a reply depends on seed, n and the
+    logits alone."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -24,23 +32,23 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for ok, what in (
-            (self.temperature >= 0, "temperature must be 0 or more"),
+            (0 <= self.temperature < math.inf, "temperature must be 0 or more, and finite"),
             (0 < self.top_p <= 1, "top-p must be above 0 and at most 1"),
-            (self.top_k >= 0, "top-k must be 0 or more"),
-            (self.repetition_penalty > 0, "repetition penalty must be above 0"),
+            (0 <= self.top_k < 1 << 63, "top-k must be 0 or more"),
+            (0 < self.repetition_penalty < math.inf, "repetition penalty must be above 0, and finite"),
+            (-(1 << 63) <= self.seed < 1 << 63, "seed must fit in 64 bits, with its sign"),
         ):
             if not ok:
                 raise UserError(what)
 
 
 class Sampler:
-    """Draws the tokens of one sequence; its state is the generated ids and a generator of its own, so a sequence
-    gets the same tokens alone and in any batch."""
+    """Draws the tokens of one sequence; its state is the generated ids, so a sequence gets the same tokens alone and
+    in any batch."""
 
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
         self.generated: list[int] = []
-        self.generator = torch.Generator().manual_seed(sampling.seed)
 
     def __call__(self, logits: Tensor) -> int:
         """logits: (V,), already cut to the usable ids and in float32. Returns the next id and remembers it."""
@@ -50,24 +58,28 @@ class Sampler:
             values = logits[seen]
             logits = logits.clone()
             logits[seen] = torch.where(values < 0, values * s.repetition_penalty, values / s.repetition_penalty)
-        token = int(logits.argmax())  # a NaN counts as the largest
-        if not math.isfinite(logits[token]):
-            raise UserError(
-                "the model computed NaN or infinity: its weights are broken (see python -m minilava.checkpoint inspect "
-                "--check) or overflow in this dtype (try --dtype float32)"
-            )
-        if s.temperature > 0:
-            token = self._draw(logits.cpu())
+        settings = columns([s], logits.device)
+        count = torch.tensor([len(self.generated)], device=logits.device)
+        (token,) = checked(draw(logits[None], settings, settings["seed"], count).tolist())
         self.generated.append(token)
         return token
 
-    def _draw(self, logits: Tensor) -> int:
-        s = self.sampling
-        logits, ids = (logits / s.temperature).sort(descending=True, stable=True)
-        if s.top_k:
-            logits = logits[: s.top_k]
-        probabilities = logits.softmax(-1)
-        if s.top_p < 1:  # keep the smallest head whose mass reaches top_p
-            before = probabilities.cumsum(-1) - probabilities
-            probabilities = probabilities[before < s.top_p]
-        return int(ids[torch.multinomial(probabilities, 1, generator=self.generator)])
+
+def columns(sampling: Sequence[Sampling], device: torch.device) -> dict[str, Tensor]:
+    """What the draw takes of each sequence's settings, (S,) each."""
+    return {
+        name: torch.tensor([getattr(s, name) for s in sampling], device=device)
+        for name in ("temperature", "top_k", "top_p", "seed")
+    }
+
+
+def draw(logits: Tensor, settings: dict[str, Tensor], seeds: Tensor, draws: Tensor) -> Tensor:
+    """Next tokens int64 (B,) for logits (B, V); -1 where they are broken."""
+    temperature, top_k, top_p = (settings[name] for name in ("temperature", "top_k", "top_p"))
+    return sample(logits, temperature, top_k, top_p, torch.zeros_like(temperature), seeds, draws)
+
+
+def checked(tokens: list[int]) -> list[int]:
+    if min(tokens, default=0) < 0:
+        raise UserError(BROKEN)
+    return tokens

@@ -21,7 +21,13 @@ def test_tokens_like_the_cpu(tiny):
         replies.append(
             [
                 vlm.generate("What is <image>?", [IMAGE], max_new_tokens=12, **options).token_ids
-                for options in ({"repetition_penalty": 1.0}, {"repetition_penalty": 1.05}, {"draft": 3})
+                for options in (
+                    {"repetition_penalty": 1.0},
+                    {"repetition_penalty": 1.05},
+                    {"repetition_penalty": 1.0, "temperature": 0.8, "seed": 3},
+                    {"draft": 3},
+                    {"draft": 3, "temperature": 0.8, "seed": 3},
+                )
             ]
         )
     assert replies[0] == replies[1]

@@ -1,5 +1,7 @@
 """Sampling rules on small hand-made logits, and text streaming across token borders."""
 
+import math
+
 import pytest
 import torch
 
@@ -56,10 +58,29 @@ def test_broken_logits_are_an_error_not_a_token(temperature, broken):
         Sampler(Sampling(temperature))(torch.tensor([0.0, broken, 1.0]))
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"top_k": 1 << 63},
+        {"repetition_penalty": 0},
+        {"seed": 1 << 63},
+    ],
+)
 def test_refusals(bad):
     with pytest.raises(UserError):
         Sampling(**bad)
+
+
+def test_extreme_settings_draw():
+    logits = torch.tensor([0.0, 2.0, -math.inf])
+    assert Sampler(Sampling(1e-40, seed=-(1 << 63)))(logits) == 1
+    assert {Sampler(Sampling(1e30, top_k=1 << 40, seed=s))(logits) for s in range(20)} == {0, 1}
 
 
 def test_stream_never_shows_half_a_character():
