@@ -25,7 +25,7 @@ T* at(uintptr_t address) {
 const auto without_gil = py::call_guard<py::gil_scoped_release>();
 
 void bind_simd(py::module_& m) {
-    m.def("simd_level", &simd_name, "The instruction set in use: avx512, avx2 or portable.");
+    m.def("simd_level", &simd_name, "The instruction set in use: avx512_bf16, avx512, avx2 or portable.");
     m.def("set_simd", &set_simd, py::arg("name"), "Use this instruction set from now on; auto for the best.");
 }
 

@@ -145,7 +145,7 @@ def unpack(p: Panels, rows: torch.Tensor | None = None) -> torch.Tensor:
     if rows is not None:
         if rows.dtype != torch.int64:
             raise ValueError(f"unpack: rows are int64, not {rows.dtype}")
-        out = torch.empty(*rows.shape, p.k)
+        out = torch.empty(*rows.shape, p.k, dtype=torch.float32, device=p.values.device)
         if _C is None:
             return out.copy_(unpack(p)[rows])
         if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < p.n):

@@ -226,15 +226,17 @@ def _parse_original(raw: dict) -> dict:
     vision = _vision(raw.get("vision_config", {}), raw.get("vision_config", {}).get("num_hidden_layers", 26))
     merge = raw.get("mm_patch_merge_type") or "flat"
     grid = raw.get("image_grid_pinpoints") or RELEASED_GRID
+    text = _text(raw)
     return dict(
         dialect="original",
         vision=vision,
-        text=_text(raw),
+        text=text,
         image=ImageConfig(
             raw.get("image_aspect_ratio") or "square", _freeze(grid), merge, vision.image_size, vision.side
         ),
         newline="unpad" in merge,
-        max_length=raw.get("tokenizer_model_max_length") or raw.get("max_position_embeddings", 32768),
+        # The reference cuts what is longer than the one off (spec 5.6); past the other it knows no position.
+        max_length=min(raw.get("tokenizer_model_max_length") or text.max_positions, text.max_positions),
     )
 
 

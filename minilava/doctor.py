@@ -35,7 +35,6 @@ WHY = {
     "chunked": "oneDNN or cuBLAS, a chunk of the vocabulary at a time",
     "inplace": "cuBLAS, which adds to the residual as it writes",
     "triton": "Triton {triton}",
-    "cuda": "CUDA C++ (minilava._cuda)",
     "flash": "flash-attn {flash-attn}",
     "decode": "Triton {triton}, split over the keys",
     "torch": "PyTorch's variable-length flash attention",
@@ -47,7 +46,7 @@ PLAIN = {
     ("cpu", "splice"): "a few per cent of the time of a picture",
     ("cpu", "projector"): "two products, as linear",
     ("cpu", "linear_q"): "weights are dequantised; quantised models take linear_i8 on a CPU",
-    ("cpu", "sample"): "one sort of a row, from the host",
+    ("cpu", "sample"): "a row at a time",
     ("cuda", "linear, one row"): "cuBLAS",
     ("cuda", "linear_i8"): "for CPUs",
     ("cuda", "decoder_i8"): "for CPUs",
@@ -70,7 +69,7 @@ def operations(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     quantised = "native" if device.type == "cpu" and _native() else "reference"
     with torch.enable_grad():
         return {
-            "preprocess": "cuda" if device.type == "cuda" else "native" if _native() else "reference",
+            "preprocess": "native" if _native() else "reference",  # on the CPU, whatever device the model is on
             "projector": projector.implementation(t(64, 64)),
             "pool": pool.implementation(t(1, 1)),
             "splice": splice.implementation(t(1, 1)),
@@ -146,10 +145,6 @@ def advice(facts: dict[str, str]) -> list[str]:
     if torch.cuda.is_available():
         wants += [
             (lambda: facts["triton"] == "-", 'the GPU needs Triton: pip install "minilava[gpu]"'),
-            (
-                lambda: facts["minilava._cuda"] != "built",
-                "pictures are resized on the CPU: reinstall with nvcc on PATH",
-            ),
             (lambda: facts["flash-attn"] == "-", 'flash-attn is optional here: pip install "minilava[flash]"'),
         ]
     return [text for missing, text in wants if missing()]

@@ -15,7 +15,8 @@ class UserError(ValueError):
 
 
 def command(body: Callable[[], None]) -> int:
-    """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError, 130 for Ctrl-C."""
+    """Run a command's body and turn its outcome into an exit status: 0, 2 for a UserError and for what the
+    system refuses, 130 for Ctrl-C."""
     try:
         if "MINILAVA_SIMD" in os.environ:
             from minilava.device import check_simd  # and torch, which not every command needs
@@ -31,6 +32,9 @@ def command(body: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader of stdout has gone; leave quietly, as other filters do
         sys.stderr.close()
         return 141
+    except OSError as e:  # a full disk, a folder that cannot be written
+        print(f"minilava: error: {e.filename or 'input or output'}: {e.strerror or e}", file=sys.stderr)
+        return 2
     return 0
 
 

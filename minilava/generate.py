@@ -7,16 +7,11 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
-from minilava.errors import UserError, command
+from minilava.errors import Parser, UserError, command
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 
 DEFAULT_PROMPT = "Describe what you see."
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class Arguments(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # one line, like every other error a person can fix
-        raise UserError(message)
 
 
 class Medium(argparse.Action):
@@ -26,8 +21,8 @@ class Medium(argparse.Action):
         namespace.media = [*namespace.media, (option_string.removeprefix("--"), values)]
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Arguments(
+def parser() -> Parser:
+    p = Parser(
         prog="python -m minilava.generate",
         description="Answer a prompt about pictures, videos and views. Text goes to stdout, all else to stderr.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

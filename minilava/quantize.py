@@ -110,13 +110,13 @@ def write_quantized(
     refuse_existing(dst)
     if bad := find_non_finite(ck.pieces()):
         raise UserError(f"{src} holds NaN or infinity in {', '.join(bad[:3])}: fetch it again")
+    dst.mkdir(parents=True, exist_ok=True)  # may be refused: better now than after minutes
     q = Quantization(name, POLICIES[name], ck.config.text.vocab_rows)
     tensors = quantize(load_tensors(ck), q.modules(ck.config), progress, importance)
     need = expected(ck.config)
     raw = read_json(ck.path / "config.json")
     raw["torch_dtype"] = "float32"
     raw["minilava"] = raw.get("minilava", {}) | {"quantization": dataclasses.asdict(q)}
-    dst.mkdir(parents=True, exist_ok=True)
     write_companions(dst, ck.config.dialect, Tokenizer.load(src).raw, ck.config.vision, ck.path)
     sources = [Source.of(stored(n, ck.config.dialect) if n in need else n, t) for n, t in tensors.items()]
     return write_checkpoint(dst, raw, sources, shard_bytes=1 << 62)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ class Tokenizer:
 
     def __init__(self, raw: tokenizers.Tokenizer):
         self.raw = raw
+        raw.no_truncation()  # a tokenizer.json may ask for either, of whoever saved it
+        raw.no_padding()
         self._seen: dict[str, list[int]] = {}  # what recurs in every prompt, an opening of a turn, is looked up
 
     @staticmethod
@@ -54,15 +57,30 @@ class Tokenizer:
     def encode(self, text: str, specials: bool = True) -> list[int]:
         """Ids of ``text``, nothing added. ``specials`` False reads <|im_start|> and its like as plain characters,
         so that text from a stranger cannot open a turn; the published code reads them as tokens."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError("the text holds half of a surrogate pair, which is no character: send UTF-8") from None
         if specials:
             if (ids := self._seen.get(text)) is None:
                 ids = self.raw.encode(text, add_special_tokens=False).ids
                 if len(text) <= SHORT and len(self._seen) < MOST:
                     self._seen[text] = ids
             return list(ids)
+        return self._plain(text)
+
+    def _plain(self, text: str) -> list[int]:
         normal = self.raw.normalizer.normalize_str(text) if self.raw.normalizer else text
         words = self.raw.pre_tokenizer.pre_tokenize_str(normal)
         return [token.id for word, _ in words for token in self.raw.model.tokenize(word)]
+
+    def encode_plain_image(self, text: str) -> list[int]:
+        """As encode(), but <image> is plain characters, as in the original dialect, whose vocabulary lacks it."""
+        if IMAGE_TOKEN not in text or self.image is None:
+            return self.encode(text)
+        added = {t.content: i for i, t in self.raw.get_added_tokens_decoder().items() if t.content != IMAGE_TOKEN}
+        pieces = re.split("(" + "|".join(map(re.escape, added)) + ")", text) if added else [text]
+        return [i for piece in pieces for i in ([added[piece]] if piece in added else self._plain(piece))]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ``ids``; bytes that are not valid UTF-8 (a character cut in the middle) become U+FFFD."""

@@ -63,6 +63,13 @@ def test_layer_choice_counts_the_blocks_that_run():
         assert ModelConfig.parse(changed(full, vision_feature_layer=layer)).vision.layers == blocks
 
 
+def test_the_context_is_no_longer_than_the_positions():
+    """And no longer than where the reference cuts (spec 5.6)."""
+    for cut, positions in ((65536, 32768), (4096, 32768), (None, 1024), (32768, None)):
+        raw = changed(ORIGINAL, tokenizer_model_max_length=cut, max_position_embeddings=positions)
+        assert ModelConfig.parse(raw).max_length == min(cut or 1 << 60, positions or 32768)
+
+
 def test_rope_theta_of_transformers_5():
     text = {k: v for k, v in HF["text_config"].items() if k != "rope_theta"}
     text["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}

@@ -21,7 +21,7 @@ ARROWS = {
                        "minilava.model", "minilava.checkpoint", "minilava.data", "minilava.train",
                        "minilava.device", "minilava.store"},
     "minilava.eval": {"minilava.config", "minilava.errors", "minilava.inputs", "minilava.runtime", "minilava.data",
-                      "minilava.eval", "minilava.generate", "minilava.train.ranks"},
+                      "minilava.eval", "minilava.generate", "minilava.train.ranks", "minilava.device"},
     "minilava.checkpoint": {"minilava.config", "minilava.errors", "minilava.tokenizer", "minilava.checkpoint",
                             "minilava.inputs.geometry"},
 }  # fmt: skip

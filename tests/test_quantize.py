@@ -206,6 +206,33 @@ def test_weights_loaded_after_use_are_used(stored):
     assert answer(vlm) == answer(fresh) != before
 
 
+def test_weights_that_move_after_use_are_used(stored):
+    vlm = minilava.load(stored[1], cache_bytes=0)
+    picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    before = vlm.generate("Describe it.", images=[picture], max_new_tokens=8).token_ids
+    vlm.model.share_memory()  # every storage moves; the old ones are freed
+    native = [vlm.model.text._decoder, *(b._whole for b in vlm.model.vision.blocks)]
+    assert not any(native)
+    assert vlm.generate("Describe it.", images=[picture], max_new_tokens=8).token_ids == before
+
+
+def test_the_default_dtype_changes_nothing(stored):
+    """Other libraries set it while they load a model. Half as much memory as the rows need was written past its end."""
+    vlm = minilava.load(stored[1], cache_bytes=0)
+    before = answers(vlm, PROMPTS)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert answers(vlm, PROMPTS) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([str(TINY), str(tmp_path / "file" / "new"), "--quant", "int8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_letting_go_spares_weights_that_are_not_mapped(stored):
     """Those of a copy, and others in their place, are memory with nothing behind it."""
     picture = torch.randint(256, (90, 120, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()

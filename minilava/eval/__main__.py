@@ -74,11 +74,13 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--scorer {args.scorer}: {args.suite} has one scorer only; leave --scorer out")
     data = Path(args.data) if args.data else None
     items = list(chosen.items(data, args.limit or chosen.limit))  # bad data is named before a model is loaded
+    from minilava.device import use_threads
     from minilava.eval.report import REPORT, commit, encode, markdown, report
     from minilava.eval.run import Options, run, write
     from minilava.runtime.vlm import load
     from minilava.train.ranks import Ranks
 
+    use_threads(None)
     ranks = Ranks.start(args.device)
     vlm = load(args.model, args.device, args.dtype, args.quant)
     tokens = args.max_new_tokens or (16 if args.scorer == "lmms-eval" else chosen.max_new_tokens)

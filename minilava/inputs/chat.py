@@ -73,6 +73,8 @@ def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     def encode_text(text: str) -> list[int]:
         if not text:
             return []
+        if PLACEHOLDER in text and hasattr(tokenizer, "encode_plain_image"):  # here no text stands for a picture
+            return tokenizer.encode_plain_image(text)
         ids = tokenizer.encode(text)
         return ids if isinstance(ids, list) else ids.ids
 

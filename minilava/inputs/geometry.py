@@ -194,13 +194,13 @@ def video_layout(frames: int, config: ImageConfig, pool: str, newline: str = "gr
         weights = np.full(taps.shape, 0.25) if pool == "average" else None
     frame_taps = (taps[None] + np.arange(frames)[:, None, None] * side * side).reshape(-1, 4)
     grid = frames * side * side + np.arange(frames * s * s).reshape(frames, s * s)
-    if not config.mm_patch_merge_type.startswith("spatial"):
+    if "unpad" not in config.mm_patch_merge_type:  # the model then has no newline vector
         newline = "no_token"
     if newline == "grid":
         source = _newline_column(grid.reshape(frames * s, s)).ravel()
     elif newline == "frame":
         source = _newline_column(grid).ravel()
-    elif newline == "one_token" and "unpad" in config.mm_patch_merge_type:
+    elif newline == "one_token":
         source = np.append(grid.ravel(), NEWLINE)
     else:
         source = grid.ravel()

@@ -141,15 +141,17 @@ def _to_rgb(image: Image.Image, name: str, upright: bool) -> Image.Image:
     if image.mode == "F":
         raise UserError(f"{name}: floating-point pixels of unknown range; save it with 8 bits per channel")
     if image.mode.startswith("I"):
-        image = _high_byte(np.asarray(image), name)
+        image = _high_byte(np.asarray(image), name, image.mode)
     return image.convert("RGB")
 
 
-def _high_byte(grey: np.ndarray, name: str) -> Image.Image:
-    """Pillow reads 16-bit files as I;16 or, by format, as 32-bit I; >> 8 is what it does to 16-bit colour."""
+def _high_byte(grey: np.ndarray, name: str, mode: str) -> Image.Image:
+    """Pillow reads 16-bit files as I;16 or, by format, as 32-bit I; >> 8 is what it does to 16-bit colour. A 32-bit
+    picture without a value above 255 is one of 8 bits."""
     if grey.min() < 0 or grey.max() > 65535:
         raise UserError(f"{name}: grey levels outside 0 to 65535; save it with 8 or 16 bits per channel")
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    eight = mode == "I" and grey.max() < 256
+    return Image.fromarray((grey if eight else grey >> 8).astype(np.uint8))
 
 
 @contextmanager

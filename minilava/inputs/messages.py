@@ -1,4 +1,4 @@
-"""Messages and media as a caller names them, files, URLs or pictures -> with their frames decoded."""
+"""Messages and media as a caller names them, files or pictures -> with their frames decoded."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from minilava.config import ImageConfig
+from minilava.errors import UserError
 from minilava.inputs.geometry import as_image_config, canvas, is_anyres, placement
+from minilava.inputs.media import MAX_PIXELS
 from minilava_kernels.preprocess import patchify, resize, resize_patchify
 
 PAD_GREY = 127  # int(0.5 * 255), the colour around a padded picture; an anyres canvas is black instead
@@ -49,6 +51,11 @@ def as_array(image: Any) -> np.ndarray:
 def _pad(pixels: np.ndarray) -> np.ndarray:
     height, width, _ = pixels.shape
     side = max(height, width)
+    if side * side > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {width} x {height} has too many pixels once it is padded to a square: crop it, or tile it "
+            "(--anyres)"
+        )
     square = np.full((side, side, 3), PAD_GREY, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = pixels

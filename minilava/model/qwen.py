@@ -170,6 +170,10 @@ class Qwen(nn.Module):
                 self._decoder = Decoder(blocks, self.config.heads, self.config.kv_heads, self.config.eps)
         return self._decoder
 
+    def _apply(self, fn, recurse=True):
+        _renew(self, None)  # .to() and its like move the weights
+        return super()._apply(fn, recurse)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, D) -> (n, V) in the weights' dtype; V counts the rows on disk."""
         if self.head is not None:

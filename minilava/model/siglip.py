@@ -58,6 +58,10 @@ class Block(nn.Module):
                 self._whole = EncoderBlock(norms, [(m.panels, m.bias) for m in linears], self.heads, self.eps)
         return self._whole
 
+    def _apply(self, fn, recurse=True):
+        _renew(self, None)  # .to() and its like move the weights
+        return super()._apply(fn, recurse)
+
 
 def _renew(block: Block, _keys: object) -> None:
     block._whole = None  # it holds the weights that were there before

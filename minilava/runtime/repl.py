@@ -48,7 +48,10 @@ def chat(vlm: VLM, media: list[tuple[str, Any]], options: dict) -> None:
 
 def _ask(attached: list[Medium]) -> str:
     if not sys.stdin.isatty():
-        line = sys.stdin.readline(MAX_LINE + 1)
+        try:
+            line = sys.stdin.readline(MAX_LINE + 1)
+        except UnicodeDecodeError:
+            raise UserError("stdin is not UTF-8") from None
         if not line:
             raise EOFError
         if len(line) > MAX_LINE:  # the rest of it is still unread, so there is no going on

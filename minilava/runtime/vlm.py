@@ -6,10 +6,12 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from minilava.checkpoint import load_tensors, open_checkpoint
 from minilava.checkpoint.shard import trim
@@ -110,12 +112,12 @@ def load(
         raise UserError(f"--quant {quant!r} is not one of none, {', '.join(POLICIES)}")
     if stored and quant not in (None, stored.name):
         raise UserError(f"--quant {quant}: {path} holds {stored.name} weights already; leave --quant out")
+    target = pick_device(device)
     if stored or quant:
         if device == "cuda" or dtype not in ("auto", "float32"):
             raise UserError("quantised weights run on a CPU and compute in float32: use --device cpu --dtype float32")
         model = _quantized(path, stored, quant, lean)
     else:
-        target = pick_device(device)
         checkpoint = open_checkpoint(path)
         with torch.device("meta"):
             model = LLaVA(checkpoint.config)
@@ -144,6 +146,12 @@ def _quantized(path: str | Path, stored: Quantization | None, quant: str | None,
     if mapped and lean:
         let_go_of_pictures(model)
     return model
+
+
+def _listed(media: Any, dims: int) -> Sequence[Any]:
+    """Media as a list: a lone picture is a sequence, too, of rows or of characters. dims: of an array of several."""
+    lone = isinstance(media, str | bytes | bytearray | PathLike | Image.Image) or getattr(media, "ndim", dims) < dims
+    return [media] if lone else media
 
 
 class VLM:
@@ -182,7 +190,7 @@ class VLM:
         """Answer one prompt. <image> and <video> in it say where media go; others go in front.
 
         images: paths, bytes, PIL images or uint8 (H, W, 3). videos: paths, frame folders, (F, H, W, 3) arrays or lists
-        of images. views: folders of pictures of one scene, in name order.
+        of images. views: folders of pictures of one scene, in name order. A lone one need not be in a list.
         options: see request(). Raises UserError for bad input, never truncates.
         """
         stream = self.stream(prompt, images, videos, views, **options)
@@ -199,7 +207,8 @@ class VLM:
         **options: Any,
     ) -> Stream:
         """As generate(), but iterating over the result yields text as it is decided."""
-        kinds = [("image", s) for s in images] + [("video", s) for s in videos] + [("views", s) for s in views]
+        kinds = [("image", s) for s in _listed(images, 4)] + [("video", s) for s in _listed(videos, 5)]
+        kinds += [("views", s) for s in _listed(views, 1)]
         return self.stream_media(prompt, kinds, **options)
 
     def stream_media(self, prompt: str, media: Sequence[tuple[str, Any]], **options: Any) -> Stream:
@@ -225,7 +234,7 @@ class VLM:
     def batch(self, requests: Sequence[Request], samples: Sequence[Sample] | None = None) -> list[Reply]:
         """Answer several requests in one packed batch; each gets the tokens it would get alone. samples: what sample()
         makes of the requests, where it is there already."""
-        return list(self._run(requests, 0.0, samples))
+        return list(self._run(requests, 0.0, samples)) if requests else []
 
     def request(
         self,
@@ -283,7 +292,9 @@ class VLM:
     # --- running --------------------------------------------------------------------------------------------------
 
     def sample(self, request: Request) -> Sample:
-        """Tokens and pixels of one request. Raises UserError where it exceeds the context."""
+        """Tokens and pixels of one request. Raises UserError where it exceeds the context or asks nothing."""
+        if not request.messages or request.messages[-1].get("role") not in ("user", "human"):
+            raise UserError("the last message must be the user's: there is nothing to answer")
         sample = build_sample(request.messages, self.tokenizer, self.config, request.recipe)
         check_length(sample, self.config.max_length, request.max_new_tokens)
         add_patches(sample, request.messages, self.config, request.recipe)

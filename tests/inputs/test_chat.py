@@ -8,7 +8,7 @@ import pytest
 from minilava.config import IGNORE, IMAGE
 from minilava.errors import UserError
 from minilava.inputs.chat import encode, split_placeholders
-from minilava.tokenizer import Tokenizer, build_qwen_tokenizer, find_qwen_ranks
+from minilava.tokenizer import Tokenizer, build_qwen_tokenizer, byte_tokenizer, find_qwen_ranks
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/labels.json").read_text())["conversations"]
 SYSTEM = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198]
@@ -55,6 +55,13 @@ def test_front_layout_keeps_the_markers_as_text(tok):
     text = tok.encode("\nWas <image> before <image>?")
     assert encode(message, tok, "train", layout="front") == SYSTEM + USER + [IMAGE, IMAGE] + text + END + OPEN
     assert 1805 in text  # the marker's own text token, not a special
+
+
+def test_front_layout_has_the_same_ids_in_both_dialects():
+    """The hf dialect's vocabulary has a token <image>; a text has characters."""
+    message = [{"role": "user", "content": "Was <image> before <image>?"}]
+    both = [encode(message, Tokenizer(byte_tokenizer(image=b)), "train", layout="front") for b in (False, True)]
+    assert both[0] == both[1] and both[0].count(IMAGE) == 2
 
 
 def test_clean_labels_are_the_answer_and_its_end(tok):

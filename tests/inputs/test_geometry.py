@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from minilava.config import RELEASED_GRID, ImageConfig
 from minilava.errors import UserError
-from minilava.inputs.geometry import feature_rows, image_layout, parse_grid, unpad_box, video_layout, video_rows
+from minilava.inputs.geometry import (
+    NEWLINE_POSITIONS,
+    feature_rows,
+    image_layout,
+    parse_grid,
+    unpad_box,
+    video_layout,
+    video_rows,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/sequences.json").read_text())
 AM9 = ImageConfig("anyres_max_9", "(1x1),...,(6x6)")
@@ -81,8 +89,10 @@ def test_bilinear_video_counts(newline, tokens):
     assert video_layout(32, RELEASED, "bilinear", newline).tokens == tokens
 
 
-def test_flat_video_has_no_newline():
-    assert video_layout(4, ImageConfig(mm_patch_merge_type="flat"), "average", "grid").tokens == 4 * 169
+@pytest.mark.parametrize("merge", ["flat", "spatial", "spatial_maxpool2x2"])
+@pytest.mark.parametrize("newline", NEWLINE_POSITIONS)
+def test_video_of_a_model_without_a_newline(merge, newline):
+    assert video_layout(4, ImageConfig(mm_patch_merge_type=merge), "average", newline).tokens == 4 * 169
 
 
 def test_grid_strings():

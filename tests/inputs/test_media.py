@@ -113,6 +113,13 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path):
     assert same(load_image(big_endian), expected)
 
 
+def test_a_32_bit_picture_of_8_bits_is_no_darker(picture):
+    grey = picture.convert("L")
+    assert same(load_image(grey.convert("I")), grey.convert("RGB"))
+    dark = np.full((2, 2), 200, dtype=np.uint16)  # of 65535
+    assert load_image(Image.fromarray(dark)).getpixel((0, 0)) == (0, 0, 0)
+
+
 def test_pixels_of_unknown_range_are_refused():
     assert "grey levels outside 0 to 65535" in refusal(Image.fromarray(np.array([[70000]], dtype=np.int32)))
     assert "floating-point pixels" in refusal(Image.fromarray(np.array([[0.5]], dtype=np.float32)))

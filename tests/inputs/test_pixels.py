@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from minilava.config import ImageConfig
+from minilava.errors import UserError
 from minilava.inputs.pixels import patches, views
 
 ROOT = Path(__file__).parents[1] / "golden"
@@ -32,6 +33,14 @@ def test_canvas_is_black_and_pad_is_grey():
     tiles = views(white, ImageConfig())[1:]
     assert (tiles[0, 0] == 0).all() and (tiles[0, 384 // 2] == 255).all()
     assert (views(white, ImageConfig("pad"))[0, 0] == 127).all()
+
+
+def test_a_square_of_too_many_pixels_is_refused():
+    """100,000 x 10 pixels are one million, and 30 GB once they are padded."""
+    strip = np.zeros((10, 100_000, 3), np.uint8)
+    for make in (views, lambda x, c: patches(x, c, 14)):
+        with pytest.raises(UserError, match="100000 x 10 .* square"):
+            make(strip, ImageConfig("pad"))
 
 
 @pytest.mark.parametrize("aspect", ["anyres", "pad", "square"])

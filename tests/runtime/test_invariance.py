@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import minilava
+from minilava.errors import UserError
 from minilava.inputs.messages import load_media
 from minilava.inputs.pack import pack
 from minilava.inputs.sample import Medium, place_media
@@ -49,6 +50,30 @@ def requests(vlm):
         message = [{"role": "user", "content": content}]
         out.append(vlm.request(message, max_new_tokens=NEW, newline_position=newline))
     return out
+
+
+def test_a_lone_picture_is_one_picture(vlm, tmp_path):
+    from PIL import Image
+
+    array = picture(0, 40, 30)
+    file = tmp_path / "a.png"
+    Image.fromarray(array).save(file)
+    expected = vlm.generate("What?", images=[array], max_new_tokens=4)
+    for lone in (array, Image.fromarray(array), str(file), file, file.read_bytes(), array[None]):
+        reply = vlm.generate("What?", images=lone, max_new_tokens=4)
+        assert (reply.token_ids, reply.image_tokens) == (expected.token_ids, expected.image_tokens)
+    video = np.stack([array, array])
+    assert (
+        vlm.generate("What?", videos=video, max_new_tokens=4).token_ids
+        == vlm.generate("What?", videos=[video], max_new_tokens=4).token_ids
+    )
+
+
+def test_nothing_to_answer_is_refused(vlm):
+    for messages in ([], [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]):
+        with pytest.raises(UserError, match="last message"):
+            vlm.chat(messages)
+    assert vlm.batch([]) == []
 
 
 def test_alone_equals_batched(vlm):
