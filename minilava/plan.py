@@ -1,7 +1,8 @@
 """python -m minilava.plan: what a model will need, in tokens and bytes, before anything is allocated.
 
 Sizes of weights, cache, gradients and optimizer states are exact. Activations are what autograd keeps, counted per
-operation for one process whose pack is full and has as many views as fit; FSDP divides the parameters' share.
+operation for one process whose pack is full of the media with the fewest rows a view; FSDP divides the parameters'
+share.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from minilava.checkpoint import expected
 from minilava.config import ModelConfig, TextConfig, VisionConfig
+from minilava.data.mixture import read_yaml
 from minilava.device import DTYPES, pick_device, pick_dtype
 from minilava.errors import Parser, UserError, command
 from minilava.inputs.geometry import POOLS, image_layout, video_layout
@@ -30,7 +32,8 @@ EXAMPLES = ((640, 480), (1920, 1080), (1080, 1920), (1000, 1000))  # pictures (w
 
 @dataclass(frozen=True)
 class Training:
-    """Bytes of one process during a step of ``micro_batches`` packs of ``budget`` rows and at most ``views`` views.
+    """Bytes of one process during a step of ``micro_batches`` packs of ``budget`` rows and ``views`` views, the
+    most that fit of frames and of pictures as in EXAMPLES, tiled or not.
 
     copies: the weights in the dtype to compute in, where that is narrower. activations: kept for the backward pass;
     recomputed: the same with recompute: all
@@ -131,7 +134,7 @@ def plan(
         per_token,
         per_token * context * batch,
         machine_memory(target),
-        _training(shape, parts, config, pick_dtype(config.dtype, target), tokens, target.type == "cpu"),
+        _training(shape, parts, config, pick_dtype(config.dtype, target), pool, target.type == "cpu"),
     )
 
 
@@ -151,11 +154,26 @@ def _video(shape: ModelConfig, pool: str, frames: int) -> int:
     return video_layout(frames, image, pool).tokens
 
 
+def _rows_per_view(shape: ModelConfig, pools: set[str]) -> float:
+    """The fewest: a tiled picture's padding has views but no rows, and pooling leaves a quarter of a frame's."""
+    one, tiled = (Recipe(shape.recipe, anyres=anyres).image_config(shape) for anyres in (False, True))
+    layouts = [image_layout((1000, 1000), one), *(image_layout(size, tiled) for size in EXAMPLES)]
+    return min([x.tokens / x.views for x in layouts] + [_video(shape, pool, 1) for pool in pools])
+
+
+def _pools(data: object) -> set[str]:
+    """That the sources of a mixture name, if it is there yet."""
+    if isinstance(data, str):
+        data = read_yaml(data) if data.endswith((".yaml", ".yml")) and os.path.exists(data) else {}
+    sources = data.get("sources", data.get("datasets")) or []
+    return {s["pool"] for s in sources if isinstance(s, dict) and s.get("pool") in POOLS}
+
+
 def _training(
-    shape: ModelConfig, parts: dict[str, int], c: TrainConfig, kind: torch.dtype, tokens: dict, native: bool
+    shape: ModelConfig, parts: dict[str, int], c: TrainConfig, kind: torch.dtype, pool: str, native: bool
 ) -> Training:
     t, size, everything = shape.text, kind.itemsize, sum(parts.values())
-    views = c.budget // min(tokens["picture, one view"], tokens["video frame"])
+    views = int(c.budget / _rows_per_view(shape, {pool, *_pools(c.data)}))
     linears = t.layers * sum(a * b for a, b in _linear_shapes(t))
     parts = parts | {"text": parts["text"] + parts.get("newline", 0)}
     trained, parameters = sum(parts[part] for part in c.train), 4 * everything

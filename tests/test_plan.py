@@ -10,7 +10,7 @@ from minilava.config import IGNORE, IMAGE, ModelConfig
 from minilava.inputs.geometry import image_layout
 from minilava.inputs.pack import pack
 from minilava.inputs.sample import Recipe, Sample
-from minilava.plan import main, plan
+from minilava.plan import EXAMPLES, main, plan
 from minilava.runtime.cache import KVCache
 from minilava.train import lora, optim
 from minilava.train.config import TrainConfig
@@ -65,15 +65,16 @@ def test_published_sizes(tmp_path):
 
 def full_pack(shape):
     """A pack of BUDGET rows with as many views as fit, as two samples."""
-    image = Recipe("authors", anyres=False).image_config(shape)
-    layout = image_layout((56, 56), image)
+    one, tiled = (Recipe("authors", anyres=anyres).image_config(shape) for anyres in (False, True))
+    layouts = [image_layout((56, 56), one), *(image_layout(size, tiled) for size in EXAMPLES)]
+    layout = min(layouts, key=lambda x: x.tokens / x.views)
     samples, values = [], shape.vision.channels * shape.vision.patch_size**2
     for rows in (BUDGET // 2 - 30, BUDGET // 2 + 30):
-        views = rows // layout.tokens
-        text = rows - views * layout.tokens
-        ids = [IMAGE] * views + [65] * text
-        patches = [torch.randn(1, shape.vision.patches, values) for _ in range(views)]
-        samples.append(Sample(ids, [layout] * views, patches, [IGNORE] * views + [65] * text))
+        pictures = rows // layout.tokens
+        text = rows - pictures * layout.tokens
+        ids = [IMAGE] * pictures + [65] * text
+        patches = [torch.randn(layout.views, shape.vision.patches, values) for _ in range(pictures)]
+        samples.append(Sample(ids, [layout] * pictures, patches, [IGNORE] * pictures + [65] * text))
     return pack(samples, shape.vision.patches)
 
 

@@ -34,6 +34,7 @@ class Shard(Records):
     def __init__(self, path: str, images: str | os.PathLike | None):
         self.path, self.folder = path, None if images is None else Folder(path, images)
         self.stamp, self.rows = load_index(path, index_shard)
+        self._last: tuple = (None, "", {})  # record and places of a sample are asked for one after the other
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,6 +56,13 @@ class Shard(Records):
 
     def _sample(self, i: int) -> tuple[str, dict[str, bytes]]:
         """The key and the sample's files by name without the key."""
+        last, key, members = self._last
+        if last != i:
+            key, members = self._read(i)
+            self._last = i, key, members
+        return key, members
+
+    def _read(self, i: int) -> tuple[str, dict[str, bytes]]:
         start, end, _ = self.rows[i].tolist()
         if end - start > MAX_SAMPLE:
             raise BadRecord(*self.where(i), f"a sample of {end - start:,} bytes, more than {MAX_SAMPLE:,}")

@@ -25,7 +25,7 @@ from minilava.eval.item import Item
 from minilava.eval.metrics import known, score, yes_or_no
 from minilava.inputs.chat import SYSTEM
 from minilava.inputs.messages import load_media
-from minilava.inputs.sample import MARKERS, Medium, Sample, place_media
+from minilava.inputs.sample import MARKERS, Medium, Sample, build_sample, place_media
 from minilava.runtime.vlm import VLM, Reply, Request
 
 SAMPLES, SETTINGS = "samples.jsonl", "run.json"
@@ -46,6 +46,10 @@ class Options:
     asking: dict = field(default_factory=dict)
 
 
+def metric_of(item: Item, options: Options) -> str:
+    return (item.own_metric if options.scorer == "lmms-eval" else None) or item.metric
+
+
 @dataclass
 class Talk:
     """An item on its way: its messages so far, the media not yet placed, and a line per answer."""
@@ -54,19 +58,23 @@ class Talk:
     media: list[Medium]
     messages: list[dict] = field(default_factory=list)
     lines: list[dict] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # of the talk so far, prompts and replies
 
     def ask(self, vlm: VLM, options: Options) -> Turn:
         """The next turn. UserError where it cannot be asked.
 
-        In the authors' recipe every turn has a system block of its own, as in their script (spec 10.25). The k-th
-        marker of the talk takes the k-th medium; without any marker all media stand before the first question.
+        In the authors' recipe a later turn is the ids so far, those generated, and a whole new prompt with a system
+        block of its own, as in their script (spec 7.2, 10.25). The k-th marker of the talk takes the k-th medium;
+        without any marker all media stand before the first question.
         """
         question, reference = self.item.turns[len(self.lines)]
         count = len(MARKERS.findall(question))
         if not self.messages and not any(MARKERS.search(q) for q, _ in self.item.turns):
             count = len(self.media)
         placed, self.media = self.media[:count], self.media[count:]
-        if self.messages and (options.asking.get("recipe") or vlm.config.recipe) == "authors":
+        goes_on = self.messages and (options.asking.get("recipe") or vlm.config.recipe) == "authors"
+        before = len(self.messages)
+        if goes_on:
             self.messages.append({"role": "system", "content": [{"type": "text", "text": SYSTEM}]})
         self.messages.append({"role": "user", "content": place_media(question, placed)})
         if len(self.lines) + 1 == len(self.item.turns) and self.media:
@@ -76,7 +84,10 @@ class Talk:
             asking["anyres"] = self.item.anyres
         request = vlm.request(self.messages, **asking)
         sample = vlm.sample(request)
-        metric = (self.item.own_metric if options.scorer == "lmms-eval" else None) or self.item.metric
+        if goes_on:
+            new = build_sample(self.messages[before:], vlm.tokenizer, vlm.config, request.recipe)
+            sample.ids = self.ids + new.ids
+        metric = metric_of(self.item, options)
         line = {
             "id": self.item.id, "turn": len(self.lines), "task": self.item.task, "metric": metric,
             "question": question, "reference": reference, **self.item.extra,
@@ -85,7 +96,8 @@ class Talk:
         }  # fmt: skip
         return Turn(self, request, sample, line)
 
-    def take(self, line: dict, reply: Reply, scorer: str) -> None:
+    def take(self, turn: Turn, reply: Reply, scorer: str) -> None:
+        line, self.ids = turn.line, turn.sample.ids + reply.token_ids
         self.messages.append({"role": "assistant", "content": [{"type": "text", "text": reply.text}]})
         answer = reply.text.strip()
         metric = line["metric"]
@@ -145,7 +157,7 @@ def _converse(vlm: VLM, batch: Sequence[Turn], options: Options) -> Iterator[lis
     while asked:
         replies = vlm.batch([turn.request for turn in asked], [turn.sample for turn in asked])
         for turn, reply in zip(asked, replies, strict=True):
-            turn.talk.take(turn.line, reply, options.scorer)
+            turn.talk.take(turn, reply, options.scorer)
             turn.sample.patches.clear()  # of a talk that goes on, the largest part
         again = [turn.talk for turn in asked if len(turn.talk.lines) < len(turn.talk.item.turns)]
         asked = []
@@ -204,9 +216,10 @@ def same_settings(out: Path, settings: dict) -> None:
 
 
 def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Options, ranks: Any) -> list[dict]:
-    """All lines in order, the same for any number of processes. ``ranks``: a train.ranks.Ranks."""
+    """All lines in order, the same for any number of processes. ``ranks``: a train.ranks.Ranks. UserError where the
+    folder holds answers to other items: the run's end would drop them."""
     order = list(items)
-    for metric in dict.fromkeys(item.metric for item in order):
+    for metric in dict.fromkeys(metric_of(item, options) for item in order):
         known(metric, options.scorer)  # now, not an hour in
     same_settings(out, settings)
     try:
@@ -215,7 +228,10 @@ def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Opt
         raise UserError(f"cannot write {out}: {e.strerror or e}") from None
     if ranks.first:
         write(out / SETTINGS, json.dumps(settings, indent=1))
-    done = _finished(out, order)
+    others = {line["id"] for line in _lines(out)} - {item.id for item in order}
+    if others:
+        raise UserError(f"{out} holds answers to {len(others)} more questions (a greater --limit?): give another --out")
+    done = _finished(out, order, refused=False)
     mine = order[ranks.rank :: ranks.world]
     todo = [item for item in mine if item.id not in done]
     ranks.barrier()  # nobody writes before everybody has read
@@ -244,15 +260,25 @@ def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Opt
     return lines
 
 
-def _finished(out: Path, items: Sequence[Item]) -> dict[str, list[dict]]:
-    """Item -> its lines, of those whose every turn is in the folder."""
-    done: dict[str, dict[int, dict]] = {}
+def _lines(out: Path) -> Iterator[dict]:
+    """All that the folder holds, in no order."""
     for path in (out / SAMPLES, *sorted(out.glob("part-*.jsonl"))):
-        for line in read_lines(path):
-            done.setdefault(line["id"], {}).setdefault(line["turn"], line)
+        yield from read_lines(path)
+
+
+def _finished(out: Path, items: Sequence[Item], refused: bool = True) -> dict[str, list[dict]]:
+    """Item -> its lines, of those whose every turn is in the folder. refused: and of those that could not be asked."""
+    done: dict[str, dict[int, dict]] = {}
+    for line in _lines(out):
+        known = done.setdefault(line["id"], {})
+        if "error" in known.get(line["turn"], line):  # what was refused once may have been answered since
+            known[line["turn"]] = line
+        known.setdefault(line["turn"], line)
     finished = {}
     for item in items:
         lines = [line for _, line in sorted(done.get(item.id, {}).items())]
-        if len(lines) == len(item.turns) or lines and "error" in lines[-1]:
+        if not lines or not refused and "error" in lines[-1]:
+            continue
+        if len(lines) == len(item.turns) or "error" in lines[-1]:
             finished[item.id] = lines
     return finished

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minilava.config import ModelConfig
-from minilava.data.mixture import Mixture, load_mixture
+from minilava.data.mixture import Mixture, load_mixture, read_yaml
 from minilava.data.preview import preview
 from minilava.data.stream import Batch, Stream
 from minilava.device import pick_dtype
@@ -76,32 +76,25 @@ class Run:
         last = state.latest(self.out)
         if last is None:
             return
-        run = state.read(last)
-        for name, value in self._identity().items():
-            was = run["identity"].get(name, value)  # absent: a setting younger than the checkpoint
-            if was != value:
-                raise UserError(f"{self.out} holds a run with {name} {was!r}, not {value!r}: name another out")
+        run = _same_run(last, self._identity())
         state.restore(last, self.engine, self.optimizers, self.ranks)
         self.step, self.seen, self.positions = run["step"], run["seen"], run["positions"]
         rng = run["rng"][self.ranks.rank] if self.ranks.rank < len(run["rng"]) else None
         if rng:
-            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(rng), dtype=torch.uint8))
+            states = [torch.frombuffer(bytearray.fromhex(part), dtype=torch.uint8) for part in rng.split()]
+            torch.set_rng_state(states[0])
+            if self.ranks.device.type == "cuda" and len(states) > 1:
+                torch.cuda.set_rng_state(states[1], self.ranks.device)
 
     def _identity(self) -> dict:
-        """The settings that a resumed run must share with its beginning, as JSON gives them back. Of data in a file
-        its contents count, not its name."""
-        free = ("init", "out", "steps", "workers", "save_every", "keep", "tensorboard", "device", "shard", "strict",
-                "features")  # fmt: skip
-        if isinstance(self.config.data, str):
-            free += ("data",)
+        """The settings that a resumed run must share with its beginning, as JSON gives them back."""
         sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in self.mixture.sources]
         mixture = [s | {"records": len(s["records"])} for s in sources]
-        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
-        return json.loads(json.dumps(settings | {"mixture": mixture}))
+        return json.loads(json.dumps(_settings(self.config) | {"mixture": mixture}))
 
     def save(self) -> None:
         """Write the checkpoint of the steps done so far."""
-        rng = [torch.get_rng_state().numpy().tobytes().hex()]
+        rng = [" ".join(t.numpy().tobytes().hex() for t in _generators(self.ranks.device))]
         positions = dict(zip(self.stream.own, (self.positions[lane] for lane in self.stream.own), strict=True))
         if self.ranks.world > 1:
             gathered: list = [None] * self.ranks.world
@@ -170,6 +163,7 @@ class Run:
             "refused": sum(len(b.refused) for b in batches),
         }
         totals = self.ranks.sum(loss, *sums.tolist(), *counts.values())
+        refusals = self._refusals(batches) if totals[-1] else []
         counts = dict(zip(counts, map(int, totals[1 + len(sums) :]), strict=True))
         for key, value in counts.items():
             self.seen[key] += value
@@ -187,8 +181,17 @@ class Run:
             "labelled_per_s": counts["labelled"] / seconds,
             "images_per_s": counts["images"] / seconds,
             "peak_memory_bytes": peak_memory(self.ranks.device),
-            **({"refusals": refusals} if (refusals := [r for b in batches for r in b.refused][:10]) else {}),
+            **({"refusals": refusals[:10]} if refusals else {}),
         }
+
+    def _refusals(self, batches: list[Batch]) -> list[str]:
+        """Of all processes."""
+        own = [r for b in batches for r in b.refused]
+        if self.ranks.world == 1:
+            return own
+        gathered: list = [None] * self.ranks.world
+        torch.distributed.all_gather_object(gathered, own)
+        return [r for theirs in gathered for r in theirs]
 
     def export(self) -> None:
         """Write OUT/model, a checkpoint in the dialect of ``init`` and bfloat16; before it, OUT/adapter with LoRA."""
@@ -213,6 +216,8 @@ def train(config: TrainConfig) -> Path:
     """
     out = Path(config.out)
     if finished(out, config.steps):
+        if last := state.latest(out):
+            _same_run(last, json.loads(json.dumps(_settings(config))))
         return out / MODEL
     ranks = Ranks.start(config.device)
     try:
@@ -246,6 +251,33 @@ def finished(out: Path, steps: int) -> bool:
     """Whether OUT/model is there, and is the model of at least this many steps."""
     last = state.latest(out)
     return (out / MODEL / "config.json").exists() and (last is None or int(last.name[-8:]) >= steps)
+
+
+def _settings(config: TrainConfig) -> dict:
+    """What a run is told that changes its weights. Of data in a file the contents count, not the name."""
+    free = ("init", "out", "steps", "workers", "save_every", "keep", "tensorboard", "device", "shard", "strict",
+            "features")  # fmt: skip
+    settings = {k: v for k, v in asdict(config).items() if k not in free}
+    if isinstance(config.data, str):
+        del settings["data"]
+        if config.data.endswith((".yaml", ".yml")):
+            settings["data"] = read_yaml(config.data)
+    return settings
+
+
+def _same_run(last: Path, identity: dict) -> dict:
+    """What a checkpoint says of its run. UserError where that was another than this identity says."""
+    run = state.read(last)
+    for name, value in identity.items():
+        was = run["identity"].get(name, value)  # absent: a setting younger than the checkpoint
+        if was != value:
+            raise UserError(f"{last.parent} holds a run with {name} {was!r}, not {value!r}: name another out")
+    return run
+
+
+def _generators(device: torch.device) -> list[torch.Tensor]:
+    """States of the random generators in use, the CPU's and this device's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def show(config: TrainConfig) -> None:

@@ -77,11 +77,13 @@ def spread(objective: nn.Module, config: TrainConfig, ranks: Ranks, dtype: torch
 
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     policy = MixedPrecisionPolicy(dtype, torch.float32) if dtype != torch.float32 else MixedPrecisionPolicy()
+    # The objective's own inputs stay as they are: in bfloat16 a reference of -300 would be up to a nat off.
+    outer = replace(policy, cast_forward_inputs=False)
     # With a store of features a process meets new pictures, and runs the tower, on its own: each holds all of it.
     whole = set(model.vision.parameters()) if config.features else set()
     for block in [*([] if whole else model.vision.blocks), *model.text.blocks]:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    return fully_shard(objective, mesh=mesh, mp_policy=outer, ignored_params=whole)
 
 
 def with_view(packed: Packed, vision: VisionConfig) -> Packed:

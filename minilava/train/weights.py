@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minilava.checkpoint import Source, load_tensors, open_checkpoint, stored, write_checkpoint
-from minilava.checkpoint.companions import write_companions
+from minilava.checkpoint.companions import INTERLEAVED_TEMPLATE, write_companions
 from minilava.checkpoint.names import expected
 from minilava.config import ModelConfig, read_json
 from minilava.errors import UserError
@@ -27,19 +27,26 @@ def load_for_training(path: str | Path, device: torch.device) -> tuple[LLaVA, To
         model = LLaVA(checkpoint.config)
     tensors = load_tensors(checkpoint, torch.float32, device)
     # Not the mapped file's own pages: an optimizer writes to them, and the file may be replaced meanwhile.
-    model.load_state_dict({name: t.clone() for name, t in tensors.items()}, assign=True)
+    model.load_state_dict({name: tensors.pop(name).clone() for name in list(tensors)}, assign=True)
     return model.train(), Tokenizer.load(path)
 
 
 def write_model(tensors: Mapping[str, Tensor], like: str | Path, dst: str | Path, dtype: torch.dtype) -> None:
-    """Write a checkpoint with these tensors (canonical names) and the config, tokenizer and dialect of ``like``."""
+    """Write a checkpoint with these tensors (canonical names) and the config, tokenizer and dialect of ``like``.
+
+    It says that it was trained by recipe ``train``, in minilava's own block of config.json and, for transformers, in
+    its chat template."""
     source = open_checkpoint(like)
     raw = read_json(Path(like) / "config.json")
+    own = raw.get("minilava", {})
+    raw["minilava"] = own | {"asking": {"recipe": "train"} | own.get("asking", {})}
     raw["torch_dtype"] = str(dtype).removeprefix("torch.")
     tensors = with_unused(tensors, source.config)
     dst = Path(dst)
     dst.mkdir(parents=True, exist_ok=True)
     write_companions(dst, source.config.dialect, Tokenizer.load(like).raw, source.config.vision, Path(like))
+    if source.config.dialect == "hf" and raw["minilava"]["asking"]["recipe"] == "train":
+        (dst / "chat_template.jinja").write_text(INTERLEAVED_TEMPLATE, "utf-8")
     ordered = [Source.of(stored(name, source.config.dialect), t.to(dtype)) for name, t in tensors.items()]
     write_checkpoint(dst, raw, ordered)
 

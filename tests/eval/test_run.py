@@ -13,6 +13,7 @@ from minilava.eval import run as run_module
 from minilava.eval.__main__ import main
 from minilava.eval.metrics import SCORERS
 from minilava.eval.run import read_lines
+from minilava.runtime.vlm import VLM
 from tests.eval.fixtures import interleave_bench
 
 FEW = ["--max-new-tokens", "6", "--dtype", "float32", "--device", "cpu"]
@@ -61,18 +62,27 @@ def test_interleave_bench_with_both_scorers(tiny, bench, tmp_path, capsys):
     assert both[0] == both[1]
 
 
-def test_second_turns_see_the_first_answer_and_a_second_system_block(tiny, bench, tmp_path):
-    out = tmp_path / "run"
+def test_second_turns_see_the_first_answer_and_a_second_system_block(tiny, bench, tmp_path, monkeypatch):
+    """Spec 7.2: previous ids + generated ids + a complete new prompt."""
+    out, asked, real = tmp_path / "run", [], VLM.batch
+
+    def batch(vlm, requests, samples):
+        replies = real(vlm, requests, samples)
+        asked.extend((s.ids, r.token_ids) for s, r in zip(samples, replies, strict=True))
+        return replies
+
+    monkeypatch.setattr(VLM, "batch", batch)
     assert evaluate("--model", tiny, "--data", bench, "--out", out) == 0
     first, second = [line for line in read_lines(out / "samples.jsonl") if line["id"] == "VIST/0~1"]
     assert second["image_tokens"] == first["image_tokens"] > 0
     import minilava
 
     tok = minilava.load(tiny, "cpu", "float32").tokenizer
-    added = second["prompt_tokens"] - first["prompt_tokens"]
     block = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n"
-    own = len(tok.encode("<|im_end|>\n" + block + "<|im_start|>assistant\n"))
-    assert own < added <= own + 3 * 6 + 1  # and the answer
+    new = tok.encode(block + "<|im_start|>assistant\n")
+    (later,) = [ids for ids, _ in asked if ids[-len(new) :] == new]
+    generated, *_ = [got for ids, got in asked if ids + got == later[: -len(new)]]  # others may ask the same
+    assert second["prompt_tokens"] == first["prompt_tokens"] + len(generated) + len(new)
 
 
 def test_batched_is_the_same_as_one_by_one(tiny, bench, tmp_path):
@@ -109,8 +119,26 @@ def test_resume_after_a_crash(tiny, bench, tmp_path, monkeypatch):
     assert len(asked) == 22 - kept and not part.exists()  # one item has two turns
     asked.clear()
     assert evaluate(*args, "--out", out) == 0 and not asked  # and a finished run asks nothing
-    assert evaluate(*args, "--out", out, "--limit", 1) == 0 and not asked
-    assert len(read_lines(out / "samples.jsonl")) == 12
+    before = (out / "samples.jsonl").read_bytes()
+    assert evaluate(*args, "--out", out, "--limit", 1) == 2 and not asked  # fewer questions would drop answers
+    assert (out / "samples.jsonl").read_bytes() == before
+
+
+def test_what_could_not_be_asked_is_asked_again(tiny, bench, tmp_path, capsys):
+    args = ("--model", tiny, "--data", tmp_path / "data", "--out", tmp_path / "out", "--limit", 1)
+    shutil.copytree(bench, tmp_path / "data")
+    pictures = [p for p in (tmp_path / "data").rglob("*") if p.suffix in (".jpg", ".png")]
+    kept = {p: p.read_bytes() for p in pictures}
+    for p in pictures:
+        p.unlink()
+    assert evaluate(*args, "--skip-bad") == 0
+    errors = [line for line in read_lines(tmp_path / "out" / "samples.jsonl") if "error" in line]
+    assert errors
+    for p, data in kept.items():
+        p.write_bytes(data)
+    assert evaluate(*args) == 0
+    lines = read_lines(tmp_path / "out" / "samples.jsonl")
+    assert {e["id"] for e in errors} <= {line["id"] for line in lines} and not any("error" in line for line in lines)
 
 
 def test_other_settings_do_not_mix(tiny, bench, tmp_path, capsys):

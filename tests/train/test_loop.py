@@ -4,12 +4,14 @@ import json
 import math
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minilava.checkpoint import load_tensors, open_checkpoint
+from minilava.checkpoint.companions import INTERLEAVED_TEMPLATE
 from minilava.config import IGNORE
 from minilava.train.__main__ import main
 from minilava.train.log import read_log
@@ -99,7 +101,10 @@ def test_the_finished_model_is_a_checkpoint_of_its_dialect(request, tmp_path, di
     init, out = request.getfixturevalue(dialect), tmp_path / "out"
     assert train(config(init, out, steps=2, warmup=0.0)) == out / "model"
     before, after = open_checkpoint(init), open_checkpoint(out / "model")
-    assert after.config == before.config and set(after.entries) == set(before.entries)
+    assert replace(after.config, asking=before.config.asking) == before.config
+    assert after.config.recipe == "train" and set(after.entries) == set(before.entries)
+    if dialect == "tiny_hf":
+        assert (out / "model" / "chat_template.jinja").read_text() == INTERLEAVED_TEMPLATE
     old, new = (load_tensors(x, torch.float32, torch.device("cpu")) for x in (before, after))
     assert sum(not torch.equal(old[name].bfloat16().float(), new[name]) for name in old) > len(old) / 2
     reply = load(out / "model", device="cpu", dtype="float32").generate("hello", max_new_tokens=3)
@@ -137,6 +142,8 @@ def test_a_finished_run_returns_at_once(tiny, done, capfd):
     assert main([str(path)]) == 0
     assert capfd.readouterr().out.strip() == str(done / "model")
     assert {p: p.stat().st_mtime_ns for p in done.rglob("*") if p.is_file()} == stamp
+    assert main([str(path), "--set", "lr=2e-5"]) == 2
+    assert "holds a run with lr 0.001, not 2e-05: name another out" in capfd.readouterr().err
 
 
 def test_preview_and_bad_commands(tiny, tmp_path, capfd):

@@ -17,6 +17,7 @@ from minilava.errors import UserError
 from minilava.inputs.pack import pack
 from minilava.train import reference
 from minilava.train.config import TrainConfig
+from minilava.train.log import read_log
 from minilava.train.loop import Run, train
 from minilava.train.objective import Preferences, log_probabilities
 from minilava.train.ranks import Ranks
@@ -92,6 +93,19 @@ def test_store_holds_the_log_probabilities_of_every_pair(whole, made):
     for name, row in store.rows.items():
         if store.marks[row] >= 0:
             torch.testing.assert_close(store.values[row], single(made, name), rtol=1e-5, atol=1e-3)
+
+
+def test_a_pair_that_fits_because_it_shares_is_used(tiny, tmp_path, made, whole):
+    """Two answers about the same pictures have one copy of them in a pack, and in the store's packs."""
+    model, stream = made
+    sources = enumerate(stream.mixture.sources[:2])
+    pairs = [stream.read(n, i)[1] for n, source in sources for i in range(len(source.records))]
+    budget = max(sum(s.tokens - s.shared_tokens for s in p) for p in pairs)
+    assert any(sum(s.tokens for s in p) > budget for p in pairs)
+    narrow = Stream(stream.mixture, stream.tokenizer, model.config, budget, "pairs", seed=42)
+    store = reference.prepare(tmp_path, tiny, model, narrow, CPU)
+    assert torch.equal(store.marks, whole[1].marks)
+    torch.testing.assert_close(store.values, whole[1].values, rtol=1e-5, atol=1e-3)
 
 
 def test_a_batch_gets_the_values_of_its_names(whole, made):
@@ -199,23 +213,34 @@ def test_a_resumed_run_uses_the_store_of_the_starting_weights(tiny, tmp_path, mo
     assert (straight / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
-def test_two_processes(tiny, tmp_path, whole):
-    """The same store as one process makes, and a run that ends with a model."""
+def two_processes(tiny, folder, **other):
+    """A run of two steps, by torchrun."""
     code = (
         "import sys; from minilava.train.config import parse; from minilava.train.loop import train; import json;"
         "train(parse(json.loads(sys.argv[1])))"
     )
-    settings = dict(init=str(tiny), out=str(tmp_path), data=DATA, steps=2, form="pairs", budget=1200, workers=0,
-                    micro_batches=2, device="cpu", dtype="float32")  # fmt: skip
+    settings = dict(init=str(tiny), out=str(folder), data=DATA, steps=2, form="pairs", budget=1200, workers=0,
+                    micro_batches=2, device="cpu", dtype="float32") | other  # fmt: skip
 
-    (tmp_path / "main.py").write_text(code)
+    (folder / "main.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, tmp_path / "main.py", json.dumps(settings)], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([*command, folder / "main.py", json.dumps(settings)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_sharded_in_bfloat16_the_reference_keeps_its_digits(tiny, tmp_path):
+    """Log-probabilities of -50 are a quarter of a nat off in bfloat16; the first step's loss is log 2 by definition."""
+    two_processes(tiny, tmp_path, shard="fsdp", dtype="bfloat16", beta=1.0)
+    first = read_log(tmp_path)[0]
+    assert abs(first["loss"] - math.log(2)) < 0.01
+
+
+@pytest.mark.slow
+def test_two_processes(tiny, tmp_path, whole):
+    """The same store as one process makes, and a run that ends with a model."""
+    two_processes(tiny, tmp_path)
     assert (tmp_path / "model" / "config.json").exists()
     assert len(list((tmp_path / "reference").glob("part-*"))) == 2
     model, tokenizer = load_for_training(tiny, torch.device("cpu"))

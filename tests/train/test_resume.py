@@ -228,9 +228,9 @@ def test_the_contents_of_a_mixture_file_count_and_its_name_does_not(tiny, tmp_pa
     (tmp_path / "a.yaml").rename(tmp_path / "b.yaml")
     later = config(tiny, tmp_path / "out", data=str(tmp_path / "b.yaml"), **base | {"steps": 2})
     assert Run(later, Ranks.start("cpu")).step == 1
-    for change in ({"samples": 41}, {"layout": "front"}, {"labels": "main"}, {"weight": 2}):
+    for change in ({"samples": 41}, {"layout": "front"}, {"labels": "main"}, {"weight": 2}, {"size": 57}):
         (tmp_path / "b.yaml").write_text(json.dumps({"sources": [PICTURES | change]}))
-        with pytest.raises(UserError, match="holds a run with mixture .*: name another out"):
+        with pytest.raises(UserError, match="holds a run with data .*: name another out"):
             Run(later, Ranks.start("cpu"))
 
 
