@@ -41,10 +41,10 @@ class Transformers:
         self.model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=dtype).eval()
         self.model = self.model.to(device)
         self.device, self.dtype = device, dtype
-        self.load_s = time.perf_counter() - began
-        self.version = transformers.__version__
         self.processor = siglip_processor()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        self.load_s = time.perf_counter() - began
+        self.version = transformers.__version__
 
     @torch.inference_mode()
     def decode(self, prompt: list[int], steps: int) -> tuple[list[int], float]:
