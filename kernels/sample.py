@@ -45,7 +45,8 @@ def implementation(device) -> str:
 
 def sample_reference(logits, temperature, top_k, top_p, min_p, seed, counter):
     settings = zip(temperature, top_k.tolist(), top_p, min_p, seed.tolist(), counter.tolist(), strict=True)
-    return torch.tensor([_draw(x, *s) for x, s in zip(logits.float(), settings, strict=True)], device=logits.device)
+    tokens = [_draw(x, *s) for x, s in zip(logits.float(), settings, strict=True)]
+    return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
 
 
 def _draw(x, temperature, top_k, top_p, min_p, seed, counter) -> int:
@@ -61,10 +62,10 @@ def _draw(x, temperature, top_k, top_p, min_p, seed, counter) -> int:
     def probability(x):  # relative to the largest
         return ((x - peak) * slope).exp()
 
-    if 0 < top_k < len(x) or top_p < 1:
+    k = top_k if 0 < top_k < len(x) else len(x)
+    if k < len(x) or top_p < 1:
         ordered = _descending(x)
-        if 0 < top_k < len(x):
-            ordered = ordered[: int((ordered >= ordered[top_k - 1]).sum())]
+        ordered = ordered[: int((ordered >= ordered[k - 1]).sum())]
         head = (probability(ordered) * UNIT).long().cumsum(0)
         total = head[-1]
         target = (total.float() * top_p).long().minimum(total) if top_p < 1 else total

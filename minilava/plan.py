@@ -21,7 +21,7 @@ from minilava.config import ModelConfig, TextConfig, VisionConfig
 from minilava.data.mixture import read_yaml
 from minilava.device import DTYPES, pick_device, pick_dtype
 from minilava.errors import Parser, UserError, command
-from minilava.inputs.geometry import POOLS, image_layout, video_layout
+from minilava.inputs.geometry import POOLS, Layout, image_layout, video_layout
 from minilava.inputs.sample import Recipe
 from minilava.train.config import TrainConfig, load_config
 from minilava.train.optim import takes_muon
@@ -139,12 +139,15 @@ def plan(
 
 
 def _tokens(shape: ModelConfig, pool: str) -> dict[str, int]:
-    one, tiled = (Recipe(shape.recipe, anyres=anyres).image_config(shape) for anyres in (False, True))
-    tokens = {"picture, one view": image_layout((1000, 1000), one).tokens}
-    for width, height in EXAMPLES:
-        tokens[f"picture of {width} x {height}, tiled"] = image_layout((width, height), tiled).tokens
+    tokens = {name: picture.tokens for name, picture in _pictures(shape).items()}
     frames = shape.asking.frames
     return tokens | {"video frame": _video(shape, pool, 1), f"video of {frames} frames": _video(shape, pool, frames)}
+
+
+def _pictures(shape: ModelConfig) -> dict[str, Layout]:
+    one, tiled = (Recipe(shape.recipe, anyres=anyres).image_config(shape) for anyres in (False, True))
+    found = {"picture, one view": image_layout((1000, 1000), one)}
+    return found | {f"picture of {w} x {h}, tiled": image_layout((w, h), tiled) for w, h in EXAMPLES}
 
 
 def _video(shape: ModelConfig, pool: str, frames: int) -> int:
@@ -156,9 +159,7 @@ def _video(shape: ModelConfig, pool: str, frames: int) -> int:
 
 def _rows_per_view(shape: ModelConfig, pools: set[str]) -> float:
     """The fewest: a tiled picture's padding has views but no rows, and pooling leaves a quarter of a frame's."""
-    one, tiled = (Recipe(shape.recipe, anyres=anyres).image_config(shape) for anyres in (False, True))
-    layouts = [image_layout((1000, 1000), one), *(image_layout(size, tiled) for size in EXAMPLES)]
-    return min([x.tokens / x.views for x in layouts] + [_video(shape, pool, 1) for pool in pools])
+    return min([x.tokens / x.views for x in _pictures(shape).values()] + [_video(shape, pool, 1) for pool in pools])
 
 
 def _pools(data: object) -> set[str]:

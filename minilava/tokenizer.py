@@ -67,9 +67,6 @@ class Tokenizer:
                 if len(text) <= SHORT and len(self._seen) < MOST:
                     self._seen[text] = ids
             return list(ids)
-        return self._plain(text)
-
-    def _plain(self, text: str) -> list[int]:
         normal = self.raw.normalizer.normalize_str(text) if self.raw.normalizer else text
         words = self.raw.pre_tokenizer.pre_tokenize_str(normal)
         return [token.id for word, _ in words for token in self.raw.model.tokenize(word)]
@@ -80,7 +77,9 @@ class Tokenizer:
             return self.encode(text)
         added = {t.content: i for i, t in self.raw.get_added_tokens_decoder().items() if t.content != IMAGE_TOKEN}
         pieces = re.split("(" + "|".join(map(re.escape, added)) + ")", text) if added else [text]
-        return [i for piece in pieces for i in ([added[piece]] if piece in added else self._plain(piece))]
+        return [
+            i for piece in pieces for i in ([added[piece]] if piece in added else self.encode(piece, specials=False))
+        ]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ``ids``; bytes that are not valid UTF-8 (a character cut in the middle) become U+FFFD."""

@@ -85,6 +85,8 @@ def test_half_a_surrogate_pair_is_refused():
     for specials in (True, False):
         with pytest.raises(UserError, match="surrogate"):
             BYTES.encode("caf\udce9", specials)
+    with pytest.raises(UserError, match="surrogate"):
+        Tokenizer(byte_tokenizer(image=True)).encode_plain_image("<image> caf\udce9")
 
 
 @pytest.mark.parametrize("added", ["added_tokens.json", "tokenizer_config.json", None])

@@ -52,6 +52,12 @@ def divide(x, y):
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x to the nearest value."""
+    return divide(tl.zeros_like(x) + 1.0, x)
+
+
+@triton.jit
 def sqrt(x):
     """The root to the nearest value."""
     if x.dtype == tl.float32:

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, divide, power_of_2, sum_dtype, wide
+from minilava_kernels.gpu import Variant, power_of_2, reciprocal, sum_dtype, wide
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -190,7 +190,7 @@ def attention_kernel(
     )  # fmt: skip
     total = tl.where(total == 0.0, 1.0, total)  # a query that sees no key gives zeros, and -inf
     tl.store(LSE + (first + row) * heads + head, (top + tl.log2(total)) * LN2, mask=row < n)
-    share = divide(tl.zeros_like(total) + 1.0, total)[:, None]
+    share = reciprocal(total)[:, None]
     OUT += (first * heads + head) * DIM
     store_rows(OUT, heads * DIM, row, row < n, acc * share, acc_rest * share, DIM, MAIN, REST)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from minilava_kernels.gpu import Variant, divide, power_of_2, sqrt, sum_dtype, wide
+from minilava_kernels.gpu import Variant, divide, power_of_2, reciprocal, sqrt, sum_dtype, wide
 
 TILE = 2048  # values that a program holds at a time where rows are shorter
 PARTS = 512  # programs of the backward pass, about four on each of an H100's multiprocessors
@@ -24,7 +24,7 @@ def _normalise(x, inside, D, eps, CENTER: tl.constexpr):
     if CENTER:
         x = tl.where(inside, x - divide(tl.sum(x, 1), D)[:, None], 0.0)
     deviation = sqrt(divide(tl.sum(x * x, 1), D) + eps)
-    scale = divide(tl.zeros_like(deviation) + 1.0, deviation)[:, None]
+    scale = reciprocal(deviation)[:, None]
     return x * scale, scale
 
 

@@ -55,9 +55,15 @@ INTERLEAVED_TEMPLATE = (
 
 
 def write_companions(
-    dst: Path, dialect: str, tok: tokenizers.Tokenizer, vision: VisionConfig, src: Path | None = None
+    dst: Path,
+    dialect: str,
+    tok: tokenizers.Tokenizer,
+    vision: VisionConfig,
+    src: Path | None = None,
+    recipe: str | None = None,
 ) -> None:
-    """Copy what ``src`` has, write the tokenizer, and for ``hf`` add what transformers' processor needs (spec 2.4)."""
+    """Copy what ``src`` has, write the tokenizer, and for ``hf`` add what transformers' processor needs (spec 2.4).
+    Recipe ``train`` has a chat template of its own."""
     for name in COPIED:
         if src and (src / name).exists():
             shutil.copyfile(src / name, dst / name)
@@ -69,7 +75,9 @@ def write_companions(
         for name, value in files.items():
             if not (dst / name).exists():
                 write_json(dst / name, value)
-        if not (dst / "chat_template.jinja").exists() and not (dst / "chat_template.json").exists():
+        if recipe == "train":
+            (dst / "chat_template.jinja").write_text(INTERLEAVED_TEMPLATE, "utf-8")
+        elif not (dst / "chat_template.jinja").exists() and not (dst / "chat_template.json").exists():
             (dst / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
 
 

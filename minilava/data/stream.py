@@ -107,7 +107,7 @@ class Stream(IterableDataset):
         while True:
             name, made = held or self._samples(at, refused)
             held = None
-            tokens = sum(s.tokens - s.shared_tokens for s in made)
+            tokens = sum(s.own_tokens for s in made)
             if tokens > self.budget:
                 self._refuse(refused, f"{name}: {tokens} tokens exceed the budget of {self.budget}")
                 made, tokens = [], 0

@@ -25,6 +25,7 @@ from minilava.eval.item import Item
 from minilava.eval.metrics import known, score, yes_or_no
 from minilava.inputs.chat import SYSTEM
 from minilava.inputs.messages import load_media
+from minilava.inputs.pack import check_length
 from minilava.inputs.sample import MARKERS, Medium, Sample, build_sample, place_media
 from minilava.runtime.vlm import VLM, Reply, Request
 
@@ -87,6 +88,7 @@ class Talk:
         if goes_on:
             new = build_sample(self.messages[before:], vlm.tokenizer, vlm.config, request.recipe)
             sample.ids = self.ids + new.ids
+            check_length(sample, vlm.config.max_length, request.max_new_tokens)
         metric = metric_of(self.item, options)
         line = {
             "id": self.item.id, "turn": len(self.lines), "task": self.item.task, "metric": metric,
@@ -228,10 +230,11 @@ def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Opt
         raise UserError(f"cannot write {out}: {e.strerror or e}") from None
     if ranks.first:
         write(out / SETTINGS, json.dumps(settings, indent=1))
-    others = {line["id"] for line in _lines(out)} - {item.id for item in order}
+    held = _lines(out)
+    others = {line["id"] for line in held} - {item.id for item in order}
     if others:
         raise UserError(f"{out} holds answers to {len(others)} more questions (a greater --limit?): give another --out")
-    done = _finished(out, order, refused=False)
+    done = _finished(held, order, refused=False)
     mine = order[ranks.rank :: ranks.world]
     todo = [item for item in mine if item.id not in done]
     ranks.barrier()  # nobody writes before everybody has read
@@ -250,7 +253,7 @@ def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Opt
             bar.set_postfix_str(f"score {100 * sum(scores) / len(scores):.1f}" if scores else "", refresh=False)
             bar.update()
     ranks.barrier()
-    done = _finished(out, order)
+    done = _finished(_lines(out), order)
     lines = [line for item in order for line in done[item.id]]
     ranks.barrier()
     if ranks.first:
@@ -260,20 +263,18 @@ def run(vlm: VLM, items: Iterator[Item], out: Path, settings: dict, options: Opt
     return lines
 
 
-def _lines(out: Path) -> Iterator[dict]:
+def _lines(out: Path) -> list[dict]:
     """All that the folder holds, in no order."""
-    for path in (out / SAMPLES, *sorted(out.glob("part-*.jsonl"))):
-        yield from read_lines(path)
+    return [line for path in (out / SAMPLES, *sorted(out.glob("part-*.jsonl"))) for line in read_lines(path)]
 
 
-def _finished(out: Path, items: Sequence[Item], refused: bool = True) -> dict[str, list[dict]]:
-    """Item -> its lines, of those whose every turn is in the folder. refused: and of those that could not be asked."""
+def _finished(held: Iterable[dict], items: Sequence[Item], refused: bool = True) -> dict[str, list[dict]]:
+    """Item -> its lines, of those whose every turn is held. refused: and of those that could not be asked."""
     done: dict[str, dict[int, dict]] = {}
-    for line in _lines(out):
-        known = done.setdefault(line["id"], {})
-        if "error" in known.get(line["turn"], line):  # what was refused once may have been answered since
-            known[line["turn"]] = line
-        known.setdefault(line["turn"], line)
+    for line in held:
+        turns, turn = done.setdefault(line["id"], {}), line["turn"]
+        if turn not in turns or "error" in turns[turn]:  # what was refused once may have been answered since
+            turns[turn] = line
     finished = {}
     for item in items:
         lines = [line for _, line in sorted(done.get(item.id, {}).items())]

@@ -68,6 +68,11 @@ class Sample:
         layouts = self.shared_layouts
         return self.shared - len(layouts) + sum(layout.tokens for layout in layouts)
 
+    @property
+    def own_tokens(self) -> int:
+        """Rows that the sample adds to a pack, right behind its leader."""
+        return self.tokens - self.shared_tokens
+
     def follow(self, leader: Sample) -> None:
         """Take pictures and the beginning from another sample about the same media.
 

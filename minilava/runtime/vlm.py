@@ -18,7 +18,7 @@ from minilava.checkpoint.shard import trim
 from minilava.config import ModelConfig
 from minilava.device import check_simd, pick_device, pick_dtype
 from minilava.errors import UserError
-from minilava.inputs.chat import LAYOUTS, RECIPES
+from minilava.inputs.chat import LAYOUTS, RECIPES, ROLES
 from minilava.inputs.geometry import NEWLINE_POSITIONS, POOLS
 from minilava.inputs.messages import load_media, load_message
 from minilava.inputs.pack import check_length, pack
@@ -293,7 +293,7 @@ class VLM:
 
     def sample(self, request: Request) -> Sample:
         """Tokens and pixels of one request. Raises UserError where it exceeds the context or asks nothing."""
-        if not request.messages or request.messages[-1].get("role") not in ("user", "human"):
+        if not request.messages or ROLES.get(request.messages[-1].get("role")) != "user":
             raise UserError("the last message must be the user's: there is nothing to answer")
         sample = build_sample(request.messages, self.tokenizer, self.config, request.recipe)
         check_length(sample, self.config.max_length, request.max_new_tokens)

@@ -87,25 +87,22 @@ class Run:
                 torch.cuda.set_rng_state(states[1], self.ranks.device)
 
     def _identity(self) -> dict:
-        """The settings that a resumed run must share with its beginning, as JSON gives them back."""
+        """The settings that a resumed run must share with its beginning."""
         sources = [{f.name: getattr(s, f.name) for f in fields(s)} for s in self.mixture.sources]
         mixture = [s | {"records": len(s["records"])} for s in sources]
-        return json.loads(json.dumps(_settings(self.config) | {"mixture": mixture}))
+        return _settings(self.config) | {"mixture": mixture}
 
     def save(self) -> None:
         """Write the checkpoint of the steps done so far."""
-        rng = [" ".join(t.numpy().tobytes().hex() for t in _generators(self.ranks.device))]
-        positions = dict(zip(self.stream.own, (self.positions[lane] for lane in self.stream.own), strict=True))
-        if self.ranks.world > 1:
-            gathered: list = [None] * self.ranks.world
-            torch.distributed.all_gather_object(gathered, (rng[0], positions))
-            rng = [g[0] for g in gathered]
-            positions = {lane: at for g in gathered for lane, at in g[1].items()}
+        rng = " ".join(t.numpy().tobytes().hex() for t in _generators(self.ranks.device))
+        own = dict(zip(self.stream.own, (self.positions[lane] for lane in self.stream.own), strict=True))
+        gathered = self.ranks.gather((rng, own))
+        positions = {lane: at for _, theirs in gathered for lane, at in theirs.items()}
         run = {
             "step": self.step,
             "positions": [positions[lane] for lane in range(self.config.micro_batches)],
             "seen": self.seen,
-            "rng": rng,
+            "rng": [rng for rng, _ in gathered],
             "identity": self._identity(),
         }
         state.save(self.out, self.step, self.engine, self.optimizers, run, self.config.keep, self.ranks)
@@ -163,7 +160,9 @@ class Run:
             "refused": sum(len(b.refused) for b in batches),
         }
         totals = self.ranks.sum(loss, *sums.tolist(), *counts.values())
-        refusals = self._refusals(batches) if totals[-1] else []
+        refusals = [r for b in batches for r in b.refused]
+        if totals[-1]:
+            refusals = sum(self.ranks.gather(refusals), [])
         counts = dict(zip(counts, map(int, totals[1 + len(sums) :]), strict=True))
         for key, value in counts.items():
             self.seen[key] += value
@@ -183,15 +182,6 @@ class Run:
             "peak_memory_bytes": peak_memory(self.ranks.device),
             **({"refusals": refusals[:10]} if refusals else {}),
         }
-
-    def _refusals(self, batches: list[Batch]) -> list[str]:
-        """Of all processes."""
-        own = [r for b in batches for r in b.refused]
-        if self.ranks.world == 1:
-            return own
-        gathered: list = [None] * self.ranks.world
-        torch.distributed.all_gather_object(gathered, own)
-        return [r for theirs in gathered for r in theirs]
 
     def export(self) -> None:
         """Write OUT/model, a checkpoint in the dialect of ``init`` and bfloat16; before it, OUT/adapter with LoRA."""
@@ -217,7 +207,7 @@ def train(config: TrainConfig) -> Path:
     out = Path(config.out)
     if finished(out, config.steps):
         if last := state.latest(out):
-            _same_run(last, json.loads(json.dumps(_settings(config))))
+            _same_run(last, _settings(config))
         return out / MODEL
     ranks = Ranks.start(config.device)
     try:
@@ -268,7 +258,7 @@ def _settings(config: TrainConfig) -> dict:
 def _same_run(last: Path, identity: dict) -> dict:
     """What a checkpoint says of its run. UserError where that was another than this identity says."""
     run = state.read(last)
-    for name, value in identity.items():
+    for name, value in json.loads(json.dumps(identity)).items():
         was = run["identity"].get(name, value)  # absent: a setting younger than the checkpoint
         if was != value:
             raise UserError(f"{last.parent} holds a run with {name} {was!r}, not {value!r}: name another out")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minilava.checkpoint import Source, stored, write_checkpoint
-from minilava.checkpoint.companions import INTERLEAVED_TEMPLATE, with_image_token, write_companions
+from minilava.checkpoint.companions import with_image_token, write_companions
 from minilava.checkpoint.writer import refuse_existing, write_json
 from minilava.config import ModelConfig
 from minilava.data.mixture import Mixture
@@ -42,9 +42,7 @@ def write_new(dst: str | Path, raw: dict, mixture: Mixture, vocabulary: int, see
     model = initialise(LLaVA(config))
     tensors = with_unused(model.state_dict(), config)
     dst.mkdir(parents=True, exist_ok=True)
-    if config.recipe == "train":
-        (dst / "chat_template.jinja").write_text(INTERLEAVED_TEMPLATE, "utf-8")
-    write_companions(dst, "hf", tok, config.vision)
+    write_companions(dst, "hf", tok, config.vision, recipe=config.recipe)
     write_json(dst / "generation_config.json", eos)
     write_checkpoint(dst, raw, [Source.of(stored(name, "hf"), t) for name, t in tensors.items()])
     return dst

@@ -54,6 +54,14 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def gather(self, value: object) -> list:
+        """The value of every process, in their order."""
+        if self.world == 1:
+            return [value]
+        gathered: list = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()

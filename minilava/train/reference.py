@@ -138,7 +138,7 @@ def _packs(pairs: _Pairs, stream: Stream, reference: Reference, workers: int) ->
     loader = DataLoader(pairs, batch_size=None, num_workers=workers, generator=torch.Generator(), **options)
     numbers, held, tokens = [], [], 0
     for row, made in loader:
-        size = 0 if isinstance(made, str) else sum(s.tokens - s.shared_tokens for s in made)
+        size = 0 if isinstance(made, str) else sum(s.own_tokens for s in made)
         if isinstance(made, str) or size > stream.budget:
             reference.marks[row] = REFUSED  # the stream refuses it as well, and says why
             continue

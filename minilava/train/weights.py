@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minilava.checkpoint import Source, load_tensors, open_checkpoint, stored, write_checkpoint
-from minilava.checkpoint.companions import INTERLEAVED_TEMPLATE, write_companions
+from minilava.checkpoint.companions import write_companions
 from minilava.checkpoint.names import expected
 from minilava.config import ModelConfig, read_json
 from minilava.errors import UserError
@@ -44,9 +44,8 @@ def write_model(tensors: Mapping[str, Tensor], like: str | Path, dst: str | Path
     tensors = with_unused(tensors, source.config)
     dst = Path(dst)
     dst.mkdir(parents=True, exist_ok=True)
-    write_companions(dst, source.config.dialect, Tokenizer.load(like).raw, source.config.vision, Path(like))
-    if source.config.dialect == "hf" and raw["minilava"]["asking"]["recipe"] == "train":
-        (dst / "chat_template.jinja").write_text(INTERLEAVED_TEMPLATE, "utf-8")
+    tok, recipe = Tokenizer.load(like).raw, raw["minilava"]["asking"]["recipe"]
+    write_companions(dst, source.config.dialect, tok, source.config.vision, Path(like), recipe)
     ordered = [Source.of(stored(name, source.config.dialect), t.to(dtype)) for name, t in tensors.items()]
     write_checkpoint(dst, raw, ordered)
 
